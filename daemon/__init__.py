@@ -1,0 +1,1 @@
+"""The control plane: settings, store, planner, loop, supervisor, telemetry."""

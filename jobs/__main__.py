@@ -1,0 +1,63 @@
+"""Run the attempt that a run folder describes: `python -m jobs RUN_FOLDER`.
+
+Writes only into that folder. Exit status: 0 succeeded, 75 interrupted (saved, run it again), 1 failed; result.json says more.
+"""
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jobs.causes import classify
+from jobs.model import End
+from jobs.rundir import RunDir, write_json
+from jobs.run import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, JobError, Order, Run
+
+#: Every kind's recipe: a module with `run(run) -> metrics`, loaded in the process that needs it.
+RECIPES = {"finetune": "jobs.finetune", "generate": "jobs.generate", "command": "jobs.command"}
+
+
+def main(path: Path) -> int:
+    """Run one attempt and leave its result. Returns the exit status."""
+    folder = RunDir(path)
+    try:
+        order = Order.read(folder)
+    except JobError as error:
+        print(f"{error.message}. {error.hint}", file=sys.stderr)
+        return 2
+    run = Run(folder, order)
+    run.stop_on_sigterm()
+    try:
+        recipe = importlib.import_module(RECIPES[order.spec["kind"]])
+        metrics = recipe.run(run)
+    except Interrupted:
+        _leave_result(folder, order, end=End.INTERRUPTED)
+        return EXIT_INTERRUPTED
+    except Exception as error:  # whatever a job does wrong ends here, as a result that names its cause
+        failure = error if isinstance(error, JobError) else classify(error, order.spec)
+        if failure is not error:
+            traceback.print_exc()
+        print(f"Failed ({failure.cause}): {failure.message} {failure.hint}".rstrip(), file=sys.stderr, flush=True)
+        _leave_result(
+            folder,
+            order,
+            end=End.FAILED,
+            cause=failure.cause,
+            message=failure.message,
+            hint=failure.hint,
+            next_fields=failure.next_fields,
+        )
+        return EXIT_FAILED
+    _leave_result(folder, order, end=End.SUCCEEDED, metrics=metrics)
+    return 0
+
+
+def _leave_result(folder: RunDir, order: Order, **facts: Any) -> None:
+    write_json(folder.result, {"fence": order.fence, "attempt": order.attempt, **facts})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m jobs RUN_FOLDER")
+    sys.exit(main(Path(sys.argv[1]).absolute()))

@@ -1,0 +1,66 @@
+"""From an exception inside an attempt to its cause, with a sentence and a hint for the owner."""
+
+import errno
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jobs.model import Cause
+from jobs.run import JobError
+
+#: Packages whose errors mean that something could not be fetched.
+NETWORK_PACKAGES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
+
+
+def classify(error: BaseException, spec: Mapping[str, Any]) -> JobError:
+    """The job's failure for an exception that its recipe did not expect."""
+    chain = list(_chain(error))
+    if any(_is_gpu_oom(e) for e in chain):
+        return gpu_out_of_memory(spec)
+    if any(_is_disk_full(e) for e in chain):
+        return JobError(Cause.DISK_FULL, "The disk is full.", "Free some space; the job goes on by itself then.")
+    if any(isinstance(e, MemoryError) for e in chain):
+        return JobError(Cause.OOM_HOST, "The machine's memory ran out.", "Use a smaller model, batch or data set.")
+    if any(type(e).__module__.split(".")[0] in NETWORK_PACKAGES or isinstance(e, ConnectionError) for e in chain):
+        return JobError(Cause.FETCH, f"Something could not be downloaded: {_words(error)}", "It is tried again.")
+    return JobError(Cause.USER_ERROR, _words(error), "The log has the traceback.")
+
+
+def gpu_out_of_memory(spec: Mapping[str, Any]) -> JobError:
+    """Half the micro-batch with twice the accumulation: the same effective batch. At 1 there is nothing left to halve."""
+    for batch, accumulation in (("per_device_train_batch_size", "gradient_accumulation_steps"), ("batch_size", None)):
+        size = int(spec.get(batch) or 0)
+        if size > 1:
+            changes = {batch: size // 2}
+            if accumulation:
+                changes[accumulation] = int(spec[accumulation]) * size // (size // 2)
+            return JobError(
+                Cause.OOM_GPU,
+                f"The GPU's memory ran out with {batch} = {size}.",
+                f"It is tried again with {size // 2} and the same effective batch.",
+                next_fields=changes,
+            )
+    return JobError(
+        Cause.OOM_GPU,
+        "The GPU's memory ran out, even one row at a time.",
+        "Use a shorter max_length, gradient_checkpointing, or a smaller model.",
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_gpu_oom(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(error)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    # tokenizers raises a plain Exception with this text from Rust, not an OSError
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+
+
+def _words(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__

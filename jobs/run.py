@@ -1,0 +1,100 @@
+"""What a recipe sees of its attempt: what to do, whether to resume or stop, and where to tell how it goes."""
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any, Self
+
+from jobs.model import Cause
+from jobs.rundir import RunDir, append_json_line, read_json, write_json
+
+#: "Saved, run me again": EX_TEMPFAIL of sysexits.h.
+EXIT_INTERRUPTED = 75
+EXIT_FAILED = 1
+
+
+class JobError(Exception):
+    """The attempt cannot succeed, for a known cause, in words for its owner."""
+
+    def __init__(self, cause: Cause, message: str, hint: str = "", *, next_fields: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.cause, self.message, self.hint = cause, message, hint
+        self.next_fields = dict(next_fields or {})
+
+
+class Interrupted(Exception):
+    """The attempt was asked to stop; what it did is saved and it can go on later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The content of spec.json: one attempt's orders. Paths are absolute and were allowed by the rig."""
+
+    job_id: str
+    attempt: int
+    fence: int
+    resume: bool
+    spec: Mapping[str, Any]
+    #: Where the fields that name files lead: model, adapter, data, eval_data, cwd.
+    paths: Mapping[str, str] = field(default_factory=dict)
+    allow_remote_code: bool = False
+
+    def write(self, folder: RunDir) -> None:
+        """Leave the orders in the run folder."""
+        write_json(folder.spec, asdict(self))
+
+    @classmethod
+    def read(cls, folder: RunDir) -> Self:
+        """The orders of this folder. Raises JobError(bad_input) when there are none."""
+        record = read_json(folder.spec)
+        if record is None:
+            raise JobError(Cause.BAD_INPUT, f"{folder.spec} is missing or not JSON", "Give the path of a run folder.")
+        return cls(**record)
+
+
+class Run:
+    """One attempt, seen from inside."""
+
+    def __init__(self, folder: RunDir, order: Order, *, now: Callable[[], float] = time.time):
+        self.folder, self.order = folder, order
+        self.stop_requested = False
+        self._now = now
+        self._told: dict[str, Any] = {}
+
+    def stop_on_sigterm(self) -> None:
+        """From now on SIGTERM only sets `stop_requested`; the recipe acts on it at the end of a step."""
+        signal.signal(signal.SIGTERM, self._ask_to_stop)
+
+    def _ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.stop_requested = True
+
+    def phase(self, name: str, *, step: int = 0, total: int = 0) -> None:
+        """A new part of the work begins: loading, training, saving, evaluating, generating."""
+        self.progress(step=step, total=total, phase=name)
+
+    def progress(
+        self,
+        *,
+        step: int,
+        total: int,
+        phase: str | None = None,
+        eta_s: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Tell how far it is. A beat for the watchdog, too: call it at every step."""
+        self._told = {
+            "fence": self.order.fence,
+            "phase": phase if phase is not None else self._told.get("phase", ""),
+            "step": step,
+            "total": total,
+            "eta_s": eta_s,
+            "metrics": dict(metrics or {}),
+            "at": self._now(),
+        }
+        write_json(self.folder.progress, self._told, durable=False)
+
+    def metrics(self, step: int, **values: float | None) -> None:
+        """Add a line to metrics.jsonl."""
+        append_json_line(self.folder.metrics, {"step": step, **values, "time": self._now()})

@@ -1,0 +1,148 @@
+"""The run folder: everything that one job read and wrote. The only place that knows a file's path in it.
+
+    spec.json          what to do: document, resolved paths, attempt, fence       (worker)
+    state.json         the job's record as last known                             (worker)
+    log.txt            what the job printed                                       (child)
+    progress.json      phase, step, total, time                                   (child)
+    metrics.jsonl      one line per logging step                                  (child)
+    environment.json   versions, GPU, driver, git commit                          (child)
+    checkpoints/       step-000200/, sealed                                       (child)
+    output/            results                                                    (child)
+    result.json        how the attempt ended, in the child's words                (child)
+    exit.json          how the child's process ended, in its keeper's words       (worker)
+    stacks.txt         stack of every thread, when it hung                        (child)
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one job's run folder."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def exit(self) -> Path:
+        return self.path / "exit.json"
+
+    @property
+    def stacks(self) -> Path:
+        return self.path / "stacks.txt"
+
+    @property
+    def adapter(self) -> Path:
+        """Where a fine-tune leaves its adapter."""
+        return self.output / "adapter"
+
+    @property
+    def generations(self) -> Path:
+        """Where a generation leaves its rows."""
+        return self.output / "generations.jsonl"
+
+    def create(self) -> None:
+        """Make the folder and those inside it; harmless when they are there."""
+        for folder in (self.path, self.checkpoints, self.output):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def run_dir(runs: Path, job_id: str) -> RunDir:
+    """The run folder of a job below the folder of all runs."""
+    if not job_id.isdigit():
+        raise ValueError(f"{job_id!r} is not a job id")
+    return RunDir(runs / job_id)
+
+
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    """Readers see the old file or the new one, never half of one. `durable`: it survives a power cut."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with draft.open("w") as file:
+        json.dump(value, file, indent=2, allow_nan=False, default=str)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    draft.replace(path)
+    if durable:
+        sync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's object; None when it is not there or not whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def append_json_line(path: Path, value: object) -> None:
+    """Add one line in one write."""
+    line = json.dumps(value, allow_nan=False, default=str) + "\n"
+    with path.open("ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole line's object; a torn last line is left out."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in this folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
