@@ -9,10 +9,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from jobs import environment
 from jobs.causes import classify
 from jobs.model import End
-from jobs.rundir import RunDir, write_json
 from jobs.run import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, JobError, Order, Run
+from jobs.rundir import RunDir, write_json
 
 #: Every kind's recipe: a module with `run(run) -> metrics`, loaded in the process that needs it.
 RECIPES = {"finetune": "jobs.finetune", "generate": "jobs.generate", "command": "jobs.command"}
@@ -28,6 +29,9 @@ def main(path: Path) -> int:
         return 2
     run = Run(folder, order)
     run.stop_on_sigterm()
+    run.dump_stacks_on_sigusr1()
+    if order.spec["kind"] != "command":  # a program of the owner's own sees the rig's environment as it is
+        environment.set_defaults()
     try:
         recipe = importlib.import_module(RECIPES[order.spec["kind"]])
         metrics = recipe.run(run)

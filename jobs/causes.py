@@ -30,13 +30,16 @@ def gpu_out_of_memory(spec: Mapping[str, Any]) -> JobError:
     for batch, accumulation in (("per_device_train_batch_size", "gradient_accumulation_steps"), ("batch_size", None)):
         size = int(spec.get(batch) or 0)
         if size > 1:
-            changes = {batch: size // 2}
+            effective = size * int(spec[accumulation]) if accumulation else 0
+            # 8 x 4 goes to 4 x 8, but 7 x 1 to 1 x 7: only what divides the effective batch keeps it
+            smaller = next(s for s in range(size // 2, 0, -1) if effective % s == 0)
+            changes = {batch: smaller}
             if accumulation:
-                changes[accumulation] = int(spec[accumulation]) * size // (size // 2)
+                changes[accumulation] = effective // smaller
             return JobError(
                 Cause.OOM_GPU,
                 f"The GPU's memory ran out with {batch} = {size}.",
-                f"It is tried again with {size // 2} and the same effective batch.",
+                f"It is tried again with {smaller} and the same effective batch.",
                 next_fields=changes,
             )
     return JobError(

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -241,9 +241,7 @@ class Job:
         self._need(State.QUEUED, "running")
         if self.offer is None:
             raise InvalidTransition(f"job {self.id} has no offer to claim")
-        run = Attempt(
-            number=self.attempt + 1, fence=fence, rig=self.offer.rig, slots=self.offer.slots, started_at=now
-        )
+        run = Attempt(number=self.attempt + 1, fence=fence, rig=self.offer.rig, slots=self.offer.slots, started_at=now)
         return replace(
             self,
             state=State.RUNNING,
@@ -284,9 +282,10 @@ class Job:
                 return self
             outcome = Outcome(end=End.CANCELLED, message=wish.reason)
             return self._final(State.CANCELLED, outcome, wish.asked_at)
-        if self.state.final and wish.kind is WishKind.CANCEL and self.state is State.CANCELLED:
+        if self.state is State.CANCELLED and wish.kind is WishKind.CANCEL:
             return self
-        self._need(State.RUNNING, f"asked to {wish.kind}")
+        if self.state.final:
+            raise InvalidTransition(f"job {self.id} has ended already ({self.state}); there is nothing to stop")
         if self.wish is not None and (self.wish.kind is WishKind.CANCEL or self.wish.kind is wish.kind):
             return self
         return replace(self, wish=wish)
@@ -358,8 +357,13 @@ class Job:
     # -- on disk and on the wire ----------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary that `from_json` reads back."""
-        return asdict(self)
+        """A dictionary for `json.dumps`, which `from_json` reads back. Its parts are this record's own: not to be changed."""
+        parts = {
+            name: part and vars(part)
+            for name in ("offer", "wish", "progress", "outcome")
+            for part in [getattr(self, name)]
+        }
+        return {**vars(self), **parts, "attempts": [vars(run) for run in self.attempts]}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:

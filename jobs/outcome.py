@@ -41,11 +41,11 @@ class Exit:
 def judge(*, fence: int, result: Mapping[str, Any] | None, exit: Exit | None) -> Outcome:
     """The outcome of the attempt with this fence. What another attempt left does not count."""
     result = result if result and result.get("fence") == fence else None
-    exit = exit if exit and exit.fence == fence else None
+    told = exit if exit and exit.fence == fence else None
     if result and result["end"] == End.SUCCEEDED:
         return Outcome(end=End.SUCCEEDED, metrics=result.get("metrics") or {})
-    if exit and exit.stopped_for:
-        return _stopped(exit)
+    if told and told.stopped_for:
+        return _stopped(told)
     if result and result["end"] == End.INTERRUPTED:
         return Outcome(end=End.INTERRUPTED, message="It saved its work and stopped.")
     if result:
@@ -56,7 +56,7 @@ def judge(*, fence: int, result: Mapping[str, Any] | None, exit: Exit | None) ->
             hint=result.get("hint", ""),
             next_fields=result.get("next_fields") or {},
         )
-    return _without_result(exit)
+    return _without_result(told)
 
 
 def _stopped(exit: Exit) -> Outcome:

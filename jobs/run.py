@@ -1,5 +1,6 @@
 """What a recipe sees of its attempt: what to do, whether to resume or stop, and where to tell how it goes."""
 
+import faulthandler
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ class Order:
 
     def write(self, folder: RunDir) -> None:
         """Leave the orders in the run folder."""
-        write_json(folder.spec, asdict(self))
+        write_json(folder.spec, asdict(self), durable=False)  # a power cut starts the attempt anew
 
     @classmethod
     def read(cls, folder: RunDir) -> Self:
@@ -66,6 +67,11 @@ class Run:
     def stop_on_sigterm(self) -> None:
         """From now on SIGTERM only sets `stop_requested`; the recipe acts on it at the end of a step."""
         signal.signal(signal.SIGTERM, self._ask_to_stop)
+
+    def dump_stacks_on_sigusr1(self) -> None:
+        """From now on SIGUSR1 writes every thread's stack to stacks.txt, even from inside a call into C."""
+        self._stacks = self.folder.stacks.open("w")
+        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
 
     def _ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
         self.stop_requested = True
@@ -94,6 +100,12 @@ class Run:
             "at": self._now(),
         }
         write_json(self.folder.progress, self._told, durable=False)
+
+    def beat(self) -> None:
+        """Alive, in the middle of a long step."""
+        if self._told:
+            self._told["at"] = self._now()
+            write_json(self.folder.progress, self._told, durable=False)
 
     def metrics(self, step: int, **values: float | None) -> None:
         """Add a line to metrics.jsonl."""

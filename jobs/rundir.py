@@ -11,11 +11,12 @@
     result.json        how the attempt ended, in the child's words                (child)
     exit.json          how the child's process ended, in its keeper's words       (worker)
     stacks.txt         stack of every thread, when it hung                        (child)
+gpu.json           what its slots did at that moment                          (worker)
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,10 @@ class RunDir:
     @property
     def stacks(self) -> Path:
         return self.path / "stacks.txt"
+
+    @property
+    def gpu(self) -> Path:
+        return self.path / "gpu.json"
 
     @property
     def adapter(self) -> Path:
@@ -137,6 +142,28 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(value, dict):
                 yield value
+
+
+def keep_json_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a file with only the lines that `keep` wants; a torn last line goes, too."""
+    if not path.exists():
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with draft.open("w") as file:
+        for value in read_json_lines(path):
+            if keep(value):
+                file.write(json.dumps(value, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_files(*paths: Path) -> None:
+    """Make those of these files that are there survive a power cut."""
+    for path in paths:
+        if path.exists():
+            sync_folder(path)  # fsync(2) takes a file's descriptor as well
 
 
 def sync_folder(path: Path) -> None:

@@ -163,7 +163,9 @@ class CommandSpec(JobSpec):
 
     kind: Literal["command"] = "command"
     argv: tuple[Text, ...] = Field(min_length=1, max_length=1024)
-    cwd: Text | None = Field(None, description="Folder to run in, below an allowed path; the run folder's output/ else.")
+    cwd: Text | None = Field(
+        None, description="Folder to run in, below an allowed path; the run folder's output/ else."
+    )
     env: dict[str, Text] = Field({}, max_length=256)
     secrets: tuple[str, ...] = Field((), max_length=32, description="Names of the rig's secrets to put into its environment.")  # fmt: skip
     retries: NonNegativeInt = Field(0, le=100, description="Tries after a non-zero exit; 0: a bug does not eat the night.")  # fmt: skip
@@ -243,7 +245,9 @@ def _field_error(error: dict[str, Any], model: type[BaseModel]) -> FieldError:
     if not name and ": " in message:
         name, _, message = message.partition(": ")
     given = error.get("input")
-    shown = f" (got {given!r})" if isinstance(given, (int, float, str)) and len(repr(given)) < 60 and _finite(given) else ""
+    shown = (
+        f" (got {given!r})" if isinstance(given, (int, float, str)) and len(repr(given)) < 60 and _finite(given) else ""
+    )
     return FieldError(name, _as_clause(message) + shown)
 
 
