@@ -1,0 +1,144 @@
+"""What an attempt ran on and with: the content of environment.json. Never a secret's value."""
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jobs.run import Run
+from jobs.rundir import write_json
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+)
+#: Variables that change what a job computes. Nothing else of the environment is written down.
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "OMP_NUM_THREADS",
+    "OVERNIGHT_CPU_THREADS",
+    "OVERNIGHT_GPU_UUID",
+    "HF_HUB_OFFLINE",
+    "PYTORCH_ALLOC_CONF",
+    "TOKENIZERS_PARALLELISM",
+    "NCCL_P2P_DISABLE",
+)
+GIT_TIMEOUT_S = 5.0
+MAX_DIFF_BYTES = 2**20
+
+
+def set_defaults() -> None:
+    """What the libraries must find before they are imported, where the worker has not set it: no network, no reports home."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def record(run: Run) -> None:
+    """Leave environment.json in the run folder. Call it when what the job needs is imported."""
+    write_json(run.folder.environment, describe(run), durable=False)
+
+
+def look_around() -> None:
+    """Find out what never changes on this machine, before attempts are forked: it takes longer than to start one."""
+    platform.platform()
+    _cpu_model()
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Versions, machine, and for a command the state of the code that it runs in."""
+    facts: dict[str, Any] = {
+        "attempt": run.order.attempt,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "machine": platform.node(),
+        "cpu": {"model": _cpu_model(), "threads": os.cpu_count()},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+    # a command brings its own packages, whatever the process that it was forked from has loaded
+    if run.order.spec["kind"] != "command":
+        facts["packages"] = {name: found for name in PACKAGES if (found := _version(name))}
+        facts["gpu"] = _gpu()
+    if cwd := run.order.paths.get("cwd"):
+        facts["git"] = _git(Path(cwd))
+    return facts
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import (
+        PackageNotFoundError,
+        version,
+    )  # a third of a command's start, which has no use for it
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpu() -> dict[str, Any]:
+    """What torch sees."""
+    import torch
+
+    facts: dict[str, Any] = {"torch_cuda": torch.version.cuda, "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        facts["driver"] = _driver()
+        facts["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        facts["memory_bytes"] = [
+            torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
+        ]
+        facts["cudnn"] = torch.backends.cudnn.version()
+    return facts
+
+
+def _driver() -> str | None:
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:
+        return None
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit, branch and local changes; None when the folder is not in a git work tree."""
+    commit = _git_says(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    diff = _git_says(folder, "diff", "--no-ext-diff", "--no-textconv", "HEAD") or ""
+    whole = diff.encode()
+    return {
+        "commit": commit,
+        "branch": _git_says(folder, "rev-parse", "--abbrev-ref", "HEAD"),
+        "diff": whole[:MAX_DIFF_BYTES].decode(errors="ignore"),
+        "diff_cut": len(whole) > MAX_DIFF_BYTES,
+    }
+
+
+def _git_says(folder: Path, *words: str) -> str | None:
+    argv = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.pager=cat", *words]
+    try:
+        done = subprocess.run(argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None

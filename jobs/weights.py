@@ -1,0 +1,171 @@
+"""Load a language model and its tokenizer for a job: safetensors only, no code of the model's own unless the rig allows it."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.causes import NETWORK_PACKAGES
+from jobs.model import Cause
+from jobs.run import JobError, Order
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+#: The hub answered, and its answer will be the same tomorrow.
+REFUSED_BY_HUB = {"RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "EntryNotFoundError"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the weights come from: folders, or a hub id and its revision."""
+
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return self.model.startswith("/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What the job computes on, and in which precision."""
+
+    name: str
+    dtype: str
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.name == "cuda"
+
+
+def sources(order: Order) -> Sources:
+    """The model and adapter of these orders."""
+    model = order.paths.get("model") or str(order.spec["model"])
+    adapter = order.paths.get("adapter")
+    if model.startswith("/"):
+        return Sources(model=model, adapter=adapter)
+    name, _, revision = model.partition("@")
+    return Sources(model=name, revision=revision or None, adapter=adapter)
+
+
+def device(spec: Mapping[str, Any]) -> Device:
+    """The GPU that this job sees, or the CPU. Raises JobError when the document asks for what it cannot do."""
+    import torch
+
+    if not torch.cuda.is_available():
+        if spec["dtype"] == "float16":
+            raise JobError(Cause.BAD_INPUT, "A CPU cannot compute in float16.", "Set dtype to auto or float32.")
+        return Device(name="cpu", dtype="float32" if spec["dtype"] == "auto" else spec["dtype"])
+    if torch.cuda.device_count() > 1:
+        raise JobError(Cause.BAD_INPUT, f"A {spec['kind']} job uses one GPU.", "Submit it with gpus: 1.")
+    best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return Device(name="cuda", dtype=best if spec["dtype"] == "auto" else spec["dtype"])
+
+
+def limit_threads() -> None:
+    """Use the CPU threads that the worker gave; all of them when it gave none."""
+    import torch
+
+    given = os.environ.get("OVERNIGHT_CPU_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
+    if given.isdigit() and int(given) > 0:
+        torch.set_num_threads(int(given))
+
+
+def quiet_libraries() -> None:
+    """A log is for the job's own lines: no bars drawn for a terminal, no notes of libraries to their developers."""
+    import datasets
+    import transformers
+
+    warnings.simplefilter("ignore")
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def load_tokenizer(order: Order) -> Any:
+    """The model's tokenizer, with a token to pad with."""
+    from transformers import AutoTokenizer
+
+    source = sources(order)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.model, revision=source.revision, trust_remote_code=_remote_code(order)
+        )
+    except Exception as error:  # every library below has its own: all mean that there is no usable tokenizer
+        raise _unusable(error, f"The tokenizer of {order.spec['model']}", local=source.is_local) from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise JobError(Cause.BAD_INPUT, f"The tokenizer of {order.spec['model']} has no end token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(order: Order, to: Device, *, trainable: bool) -> Any:
+    """The model on its device, with its adapter. To generate, the adapter is merged into the weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = sources(order)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.model,
+            revision=source.revision,
+            dtype=getattr(torch, to.dtype),
+            use_safetensors=True,
+            trust_remote_code=_remote_code(order),
+        )
+    except Exception as error:  # as above; out of memory and network errors are told apart inside
+        raise _unusable(error, f"The model {order.spec['model']}", local=source.is_local) from error
+    if source.adapter:
+        model = _with_adapter(model, Path(source.adapter), trainable=trainable)
+    try:
+        model.to(to.name)
+    except torch.OutOfMemoryError as error:
+        # a smaller batch would not help, so none is proposed
+        hint = "Use a smaller model, or a GPU with more free memory."
+        raise JobError(Cause.OOM_GPU, "The model does not fit into the GPU's free memory.", hint) from error
+    return model if trainable else model.eval()
+
+
+def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
+    from peft import PeftModel
+
+    if not (adapter / ADAPTER_WEIGHTS).is_file() or not (adapter / ADAPTER_CONFIG).is_file():
+        hint = "Only adapters saved as safetensors are loaded."
+        raise JobError(Cause.BAD_INPUT, f"The adapter has no {ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}.", hint)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    except Exception as error:  # as above
+        raise _unusable(error, "The adapter", local=True) from error
+    return adapted if trainable else adapted.merge_and_unload()
+
+
+def _remote_code(order: Order) -> bool:
+    return bool(order.spec.get("trust_remote_code")) and order.allow_remote_code
+
+
+def _unusable(error: Exception, what: str, *, local: bool) -> Exception:
+    """The error to raise: as it is when memory, disk or network failed, else that the input is bad."""
+    chain = list(_chain(error))
+    names = {type(e).__name__ for e in chain}
+    if "OutOfMemoryError" in names or any(isinstance(e, MemoryError) for e in chain):
+        return error
+    if not local and os.environ.get("HF_HUB_OFFLINE") == "1":
+        hint = "Put it into the models folder, or allow downloads in the rig's settings."
+        return JobError(Cause.BAD_INPUT, f"{what} is not on this rig, and the rig does not download.", hint)
+    from_network = any(type(e).__module__.split(".")[0] in NETWORK_PACKAGES for e in chain)
+    if not local and from_network and not names & REFUSED_BY_HUB:
+        return error
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    hint = "It must be a folder with config.json, a tokenizer and safetensors; pickle files (.bin) are never loaded."
+    return JobError(Cause.BAD_INPUT, f"{what} cannot be used: {reason[:300]}", hint)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
