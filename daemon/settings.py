@@ -4,7 +4,6 @@ Precedence: flag, environment (`OVERNIGHT_<KEY>`), `$OVERNIGHT_HOME/config.toml`
 """
 
 import os
-import platform
 import socket
 import sys
 import tomllib
@@ -13,14 +12,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator  # fmt: skip
+from pydantic import (  # fmt: skip
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from daemon.window import Windows
+from jobs.home import default_home
 from jobs.spec import nearest
 
 PREFIX = "OVERNIGHT_"
 #: Variables with our prefix that are not settings of the rig.
-NOT_SETTINGS = {"OVERNIGHT_URL", "OVERNIGHT_TOKEN", "OVERNIGHT_PROFILE"}
+NOT_SETTINGS = {"OVERNIGHT_URL", "OVERNIGHT_TOKEN", "OVERNIGHT_PROFILE", "OVERNIGHT_PARENT_PID"}
 NOT_SETTINGS_PREFIXES = ("OVERNIGHT_MARK", "OVERNIGHT_SLOT_", "OVERNIGHT_JOB", "OVERNIGHT_GPU", "OVERNIGHT_SECRET_")
 
 
@@ -56,6 +65,8 @@ class Settings(BaseModel):
     renew_s: PositiveFloat = Field(2.0, description="How often a worker renews its lease and tells its progress.")
     offer_timeout_s: PositiveFloat = Field(60.0, description="An offer that nobody claims is withdrawn after this.")
     grace_s: PositiveFloat = Field(60.0, description="From SIGTERM to SIGKILL: time to save.")
+    hang_after_s: PositiveFloat = Field(300.0, description="A recipe silent this long at a steady step hangs; slow phases get six times that.")  # fmt: skip
+    disk_floor_bytes: PositiveInt = Field(2_000_000_000, description="With less free space no job starts.")
     warm_start: bool = Field(True, description="Workers import torch before a job needs it.")
     max_body_bytes: PositiveInt = Field(1_000_000, description="Largest request body but uploads.")
     max_input_bytes: PositiveInt = Field(50_000_000_000, description="Largest uploaded file.")
@@ -128,13 +139,6 @@ class Settings(BaseModel):
     def loopback_only(self) -> bool:
         """Whether only this machine can reach the listener."""
         return self.host in ("127.0.0.1", "localhost", "::1")
-
-
-def default_home() -> Path:
-    """The platform's data folder for one user."""
-    if platform.system() == "Darwin":
-        return Path.home() / "Library/Application Support/overnight"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "overnight"
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:

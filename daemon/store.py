@@ -4,14 +4,16 @@
     overnight:seq                  counter of job ids
     overnight:jobs                 zset    every job, by number
     overnight:jobs:state:<state>   zset    the same by state; also :kind:<kind>, :tag:<tag>
+    overnight:ended                zset    every job that ended, by the time of its end
     overnight:slot:<rig>:<slot>    string  who occupies it: job, fence, lead slot; absent when free
     overnight:leases               zset    running job -> end of its lease (Redis TIME, seconds)
     overnight:paused               set     rigs ("<rig>") and slots ("<rig>:<slot>") that take no new job
-    overnight:rig:<rig>            string  its slots and settings in force, JSON
+    overnight:rigs                 hash    rig -> its slots and settings in force, JSON
     overnight:beat:<rig>           string  the daemon's last beat, JSON, with a TTL
     overnight:epoch:<rig>          counter of the daemon's lives; an older life's offers are refused
     overnight:events               stream  every change, for the planner, the page and messages
     overnight:repeat:<key>         string  Idempotency-Key -> body hash and job ids, with a TTL
+    overnight:once:<name>          string  present when something that may happen once has happened, with a TTL
     rq:*                           RQ's own; one queue (a mailbox) per slot. Never read for truth; deleting it is harmless
 
 Every verb is one transaction: read, pure step, write, indexes, event, and for an offer RQ's entry, together or not at all.
@@ -37,7 +39,9 @@ from jobs.spec import Spec, dump
 ENTRYPOINT = "workers.execute.run_attempt"
 
 P = "overnight:"
-SEQ, JOBS, LEASES, PAUSED, EVENTS = P + "seq", P + "jobs", P + "leases", P + "paused", P + "events"
+SEQ, JOBS, ENDED, LEASES, PAUSED, RIGS, EVENTS = (
+    P + name for name in ("seq", "jobs", "ended", "leases", "paused", "rigs", "events")
+)
 EVENTS_KEPT = 100_000
 REPEAT_KEPT_S = 7 * 86_400
 LOST_REPLY_S = 600
@@ -136,7 +140,7 @@ class Store:
                     raise RepeatedDifferently(repeat_key)
                 return self._fetch(known["ids"]), True
             first = int(cast(bytes, pipe.get(SEQ)) or 0) + 1
-            jobs = [_new_job(spec, number, now) for number, spec in enumerate(specs, first)]
+            jobs = [new_job(spec, number, now) for number, spec in enumerate(specs, first)]
             pipe.multi()
             pipe.incrby(SEQ, len(jobs))
             for job in jobs:
@@ -147,6 +151,19 @@ class Store:
             return jobs, False
 
         return cast(tuple[list[Job], bool], self._transaction(body, SEQ, repeat))
+
+    def repeated(self, repeat_key: str, body_hash: str) -> list[Job] | None:
+        """The jobs that this Idempotency-Key made before; None when it is new. Raises RepeatedDifferently."""
+        known = _json(self.redis.get(f"{P}repeat:{repeat_key}"))
+        if known is None:
+            return None
+        if known["hash"] != body_hash:
+            raise RepeatedDifferently(repeat_key)
+        return self._fetch(known["ids"])
+
+    def use_once(self, name: str, ttl_s: int) -> bool:
+        """Whether this is the first use of the name; remembered for `ttl_s`."""
+        return bool(self.redis.set(f"{P}once:{name}", "1", nx=True, ex=ttl_s))
 
     def restore(self, jobs: Iterable[Job]) -> int:
         """Put records read from run folders back where none is left. Returns how many."""
@@ -214,6 +231,21 @@ class Store:
             below = f"({ids[-1]}"
         return Page(tuple(found), below.removeprefix("("))
 
+    def ended(self, *, limit: int = 50, cursor: str | None = None) -> Page:
+        """Jobs that ended, the latest end first."""
+        top, _, skip = (cursor or "+inf").partition("-")
+        passed = int(skip or 0)  # how many with exactly this end were on earlier pages
+        answer = self.redis.zrange(
+            ENDED, top, "-inf", desc=True, byscore=True, withscores=True, offset=passed, num=limit + 1
+        )
+        found = cast(list[tuple[bytes, float]], answer)
+        ends = [float(end) for _, end in found[:limit]]
+        jobs = tuple(self._fetch(_texts(job_id for job_id, _ in found[:limit])))
+        if len(found) <= limit:
+            return Page(jobs, None)
+        same = ends.count(ends[-1]) + (passed if ends[-1] == float(top) else 0)
+        return Page(jobs, f"{ends[-1]!r}-{same}")
+
     # -- a job's steps -------------------------------------------------------------------------------------------------
 
     def change(self, job_id: str, step: Callable[[Job], Job]) -> Job:
@@ -267,6 +299,7 @@ class Store:
             if after is not before:
                 self._write(pipe, before, after)
             pipe.zadd(LEASES, {job_id: until})
+            self._forget(pipe, mailbox(after.rig, after.slots[0]), f"{job_id}-{fence}")
             return after
 
         return cast(Job, self._transaction(body, job_key(job_id)))
@@ -308,7 +341,7 @@ class Store:
                 raise ValueError(f"job {job_id} is {job.state}; cancel it first")
             pipe.multi()
             pipe.delete(job_key(job_id))
-            for index in _indexes(job):
+            for index in (*_indexes(job), ENDED):
                 pipe.zrem(index, job_id)
             self._tell(pipe, "deleted", job_id, {})
 
@@ -349,14 +382,14 @@ class Store:
     def describe_rig(self, rig: str, facts: Mapping[str, Any]) -> None:
         """Publish the rig's slots and settings."""
         with self.redis.pipeline() as pipe:
-            pipe.set(f"{P}rig:{rig}", json.dumps(facts))
+            pipe.hset(RIGS, rig, json.dumps(facts))
             self._tell(pipe, "rig", "", {"rig": rig})
             pipe.execute()
 
     def rigs(self) -> dict[str, dict[str, Any]]:
         """Every rig that ever published itself."""
-        keys = sorted(self.redis.scan_iter(match=f"{P}rig:*", count=1_000))
-        return {_text(key).removeprefix(f"{P}rig:"): _json(self.redis.get(key)) or {} for key in keys}
+        found = self.redis.hgetall(RIGS)
+        return {_text(rig): json.loads(facts) for rig, facts in sorted(found.items())}
 
     def beat(self, rig: str, facts: Mapping[str, Any]) -> None:
         """The daemon lives."""
@@ -372,6 +405,12 @@ class Store:
         queue = f"rq:queue:{name}"
         self.redis.delete(queue, queue + ":intermediate", f"rq:worker:{name}", f"rq:wip:{name}")
 
+    def forget_offer(self, mailbox: str, entry: str) -> None:
+        """A mailbox's entry was dealt with: nothing of it is left in RQ's keys. A claim has done it already."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            self._forget(pipe, mailbox, entry)
+            pipe.execute()
+
     def ping(self) -> bool:
         """Whether Redis answers."""
         return bool(self.redis.ping())
@@ -382,6 +421,11 @@ class Store:
         """Where the stream ends now."""
         newest = self.redis.xrevrange(EVENTS, count=1)
         return _text(newest[0][0] or "0-0") if newest else "0-0"
+
+    def first_event_id(self) -> str | None:
+        """The oldest event that is still kept; None when there is none."""
+        oldest = self.redis.xrange(EVENTS, count=1)
+        return _text(oldest[0][0] or "0-0") if oldest else None
 
     def events(self, after: str, *, block_ms: int | None = None, count: int = 1_000) -> list[Event]:
         """What happened after this id; waits up to `block_ms` for the first."""
@@ -414,6 +458,8 @@ class Store:
         pipe.set(job_key(job.id), _dumps(job))
         for index in _indexes(job):
             pipe.zadd(index, {job.id: int(job.id)})
+        if job.finished_at is not None:
+            pipe.zadd(ENDED, {job.id: job.finished_at})
 
     def _write(self, pipe: Pipeline, before: Job, after: Job) -> None:
         """The record, its indexes, its slots, its lease and its event: derived from the difference, never by hand."""
@@ -423,6 +469,11 @@ class Store:
             pipe.zrem(index, after.id)
         for index in new - old:
             pipe.zadd(index, {after.id: int(after.id)})
+        if before.finished_at != after.finished_at:
+            if after.finished_at is not None:
+                pipe.zadd(ENDED, {after.id: after.finished_at})
+            else:
+                pipe.zrem(ENDED, after.id)
         for slot in before.slots:
             if slot not in after.slots:
                 pipe.delete(slot_key(before.rig, slot))
@@ -446,6 +497,10 @@ class Store:
             self._tell(pipe, "rig", "", {"rig": rig, "slot": slot, "paused": paused})
             pipe.execute()
 
+    def _forget(self, pipe: Pipeline, mailbox: str, entry: str) -> None:
+        pipe.lrem(f"rq:queue:{mailbox}:intermediate", 1, entry)
+        pipe.delete(f"rq:job:{entry}")
+
     def _queue(self, rig: str, slot: str) -> Queue:
         return Queue(mailbox(rig, slot), connection=self.redis, serializer=JSONSerializer)
 
@@ -463,7 +518,8 @@ def parse_event(event_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
     return Event(_text(event_id), texts["type"], texts["job"], json.loads(texts["data"]))
 
 
-def _new_job(spec: Spec, number: int, now: float) -> Job:
+def new_job(spec: Spec, number: int, now: float) -> Job:
+    """The record of a job that was just accepted."""
     name = spec.name or (f"{spec.kind} {spec.argv[0]}" if spec.kind == "command" else f"{spec.kind} {spec.model}")
     return Job(
         id=str(number),

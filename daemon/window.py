@@ -1,8 +1,8 @@
 """Weekly windows: the hours in which jobs may run, in the rig's time zone. Pure.
 
-    "22:00-08:00"                                  every night
-    ["12:00-13:00", "22:00-08:00"]                 several
-    {weekdays = "22:00-07:00", sat = "00:00-24:00"}  by day; a range belongs to the day on which it opens
+"22:00-08:00"                                  every night
+["12:00-13:00", "22:00-08:00"]                 several
+{weekdays = "22:00-07:00", sat = "00:00-24:00"}  by day; a range belongs to the day on which it opens
 """
 
 from collections.abc import Iterator, Mapping, Sequence

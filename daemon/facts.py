@@ -1,0 +1,133 @@
+"""The facts for a plan: a live copy of every unfinished job, kept by following the event stream.
+
+Each change of a record adds its event in the same transaction, so a copy that reads the stream to its end is exact.
+"""
+
+import shutil
+import threading
+from collections.abc import Collection
+
+from daemon import telemetry
+from daemon.plan import Facts, SlotFacts
+from daemon.rig import Slot
+from daemon.settings import Settings
+from daemon.store import Event, Store
+from jobs.model import Job, State
+
+EVENTS_PER_READ = 1_000
+#: What the sampler says of a GPU that must get no new job.
+UNFIT = frozenset({"lost", "suspect"})
+
+
+class Ledger:
+    """Unfinished jobs and the fates of those that others wait for. Safe to use from several threads."""
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._lock = threading.Lock()
+        self._last: str | None = None
+        self._jobs: dict[str, Job] = {}
+        self._fates: dict[str, State] = {}
+
+    def refresh(self) -> None:
+        """Read the stream to its end."""
+        with self._lock:
+            if self._last is None:
+                self._load()
+                return
+            while events := self._store.events(self._last, count=EVENTS_PER_READ):
+                self._follow(events)
+                self._last = events[-1].id
+
+    def forget(self) -> None:
+        """Load everything anew at the next look: Redis was away or restarted."""
+        with self._lock:
+            self._last = None
+
+    def facts(self, now: float, settings: Settings, *, ready: Collection[str] | None = None) -> Facts:
+        """What the planner needs to know at this moment about this rig. `ready`: slots whose worker listens; None: all."""
+        problems = {
+            slot: seen.state
+            for slot, seen in telemetry.latest(settings.home, now=now).slots.items()
+            if seen.state in UNFIT
+        }
+        self.refresh()
+        rig, paused = settings.rig, self._store.paused()
+        slots = [Slot.from_json(record) for record in self._store.rigs().get(rig, {}).get("slots", [])]
+        with self._lock:
+            jobs, fates = dict(self._jobs), dict(self._fates)
+        occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
+        windows, zone = settings.windows, settings.zone
+        return Facts(
+            now=now,
+            rig=rig,
+            zone=zone,
+            slots=tuple(
+                SlotFacts(
+                    slot,
+                    paused=f"{rig}:{slot.id}" in paused,
+                    ready=ready is None or slot.id in ready,
+                    problem=problems.get(slot.id),
+                    job=occupied.get(slot.id),
+                )
+                for slot in slots
+            ),
+            jobs=jobs,
+            fates=fates,
+            paused=rig in paused,
+            window_open=windows.is_open(now, zone),
+            window_opens_at=windows.opens_at(now, zone),
+            window_end=settings.window_end,
+            leases=self._store.leases(),
+            hold=disk_hold(settings),
+            offer_timeout_s=settings.offer_timeout_s,
+            renew_s=settings.renew_s,
+        )
+
+    def _load(self) -> None:
+        last = (
+            self._store.last_event_id()
+        )  # before the records: what changes in between is read again, which is harmless
+        self._jobs = self._store.unfinished()
+        self._fates = {}
+        self._learn_fates(self._jobs.values())
+        self._last = last
+
+    def _follow(self, events: Collection[Event]) -> None:
+        changed: dict[str, None] = {}
+        for event in events:
+            if event.type == "submitted":
+                first, last = int(event.job), int(event.data["last"])
+                changed |= dict.fromkeys(str(number) for number in range(first, last + 1))
+            elif event.job:
+                changed[event.job] = None
+        records = self._store.get_many(list(changed))
+        for job_id in changed:
+            job = records.get(job_id)
+            if job is not None and not job.state.final:
+                self._jobs[job_id] = job
+                self._fates.pop(job_id, None)
+                continue
+            self._jobs.pop(job_id, None)
+            if job is None:
+                self._fates.pop(job_id, None)
+            else:
+                self._fates[job_id] = job.state
+        self._learn_fates([records[job_id] for job_id in changed if job_id in self._jobs])
+
+    def _learn_fates(self, jobs: Collection[Job]) -> None:
+        """Look up parents that had ended before we began to follow."""
+        parents = {parent for job in jobs for parent in job.after}
+        unknown = [p for p in parents if p not in self._jobs and p not in self._fates]
+        self._fates |= {job.id: job.state for job in self._store.get_many(unknown).values() if job.state.final}
+
+
+def disk_hold(settings: Settings) -> str | None:
+    """Why a full disk holds the queue; None when there is space. It goes on by itself when there is again."""
+    try:
+        free_bytes = shutil.disk_usage(settings.home).free
+    except FileNotFoundError:
+        return None
+    if free_bytes >= settings.disk_floor_bytes:
+        return None
+    return f"the rig's disk has {free_bytes / 1e9:.1f} GB left; jobs start again at {settings.disk_floor_bytes / 1e9:.1f} GB"

@@ -1,0 +1,79 @@
+"""End a run whose processes are all dead: judge what it left, tell the store, keep the record in the run folder.
+
+Called by the worker after its sweep, and by the daemon for the run of a dead worker. Whoever did the work does not end it.
+"""
+
+import logging
+from dataclasses import asdict, replace
+from typing import Any
+
+from daemon import faults, telemetry
+from daemon.facts import disk_hold
+from daemon.settings import Settings
+from daemon.store import Store, UnknownJob
+from jobs.model import Attempt, Cause, InvalidTransition, Job, Outcome, State
+from jobs.outcome import Exit, judge
+from jobs.rundir import RunDir, read_json, run_dir, sync_files, write_json
+
+log = logging.getLogger(__name__)
+
+
+def settle(store: Store, settings: Settings, job_id: str, fence: int, *, slot: str, now: float) -> Job | None:
+    """Finish the run that `slot` leads, or give it back to the queue. None when it is not its any more. May be repeated."""
+    try:
+        job = store.get(job_id)
+    except UnknownJob:
+        return None
+    # a second entry for the same offer, in another slot's mailbox, must not end the run that goes on here
+    if job.fence != fence or job.state.final or job.slots[:1] != (slot,):
+        return None
+    folder = run_dir(settings.runs, job_id)
+    try:
+        if job.state is State.QUEUED:
+            return store.change(job_id, lambda job: job.withdrawn(fence=fence)) if job.offer else None
+        outcome = outcome_of(job, folder, settings, now)
+        after = store.finish(job_id, fence=fence, outcome=outcome, now=now)
+    except InvalidTransition as error:
+        log.info("job %s was ended by somebody else: %s", job_id, error)
+        return None
+    keep_record(folder, after)
+    if outcome.cause is Cause.GPU_FAULT and (fault := fault_under(job, settings, now)):
+        store.pause(settings.rig, fault.slot)
+        log.error("%s is taken out of service: %s", fault.slot, fault.words)
+    return after
+
+
+def outcome_of(job: Job, folder: RunDir, settings: Settings, now: float) -> Outcome:
+    """The judgement on a running job's last attempt, with what it used."""
+    record, result = read_json(folder.exit), read_json(folder.result)
+    outcome = judge(fence=job.fence, result=result, exit=Exit.from_json(record) if record else None)
+    if result is None and outcome.cause in (Cause.LOST, Cause.USER_ERROR) and (full := disk_hold(settings)):
+        # what ended it also kept it from saying so
+        outcome = replace(outcome, cause=Cause.DISK_FULL, message="The disk was full.", hint=full)
+    outcome = faults.explain(outcome, fault_under(job, settings, now))
+    return replace(outcome, usage=usage_of(job.attempts[-1], settings, now))
+
+
+def fault_under(job: Job, settings: Settings, now: float) -> faults.Fault | None:
+    """What went wrong with a card while the job ran on it."""
+    run = job.attempts[-1]
+    return faults.fault_of(telemetry.events(settings.home, run.started_at, now, slots=run.slots))
+
+
+def usage_of(run: Attempt, settings: Settings, now: float) -> dict[str, Any]:
+    """What the attempt used, as far as the sampler knows."""
+    usage = asdict(telemetry.summarize(settings.home, run.slots, run.started_at, now))
+    peak_bytes = usage.pop("peak_memory_bytes")
+    if not run.slots[0].startswith("cpu:"):  # on a CPU slot it is the whole machine's memory: not the job's
+        usage["peak_vram_bytes"] = peak_bytes
+    return {name: value for name, value in usage.items() if value is not None}
+
+
+def keep_record(folder: RunDir, job: Job) -> None:
+    """The record beside its results: a run folder alone tells the whole story."""
+    try:
+        folder.create()
+        write_json(folder.state, job.to_json())
+        sync_files(folder.spec, folder.environment)  # left unsynced at the start, to start sooner
+    except OSError as error:  # a full disk must not undo what the queue knows already
+        log.warning("%s could not be written: %s", folder.state, error)
