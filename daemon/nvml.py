@@ -1,0 +1,299 @@
+"""One NVIDIA GPU, read only. The one module that imports pynvml; only the sampler's process does so.
+
+Four kinds of answers are no readings, and each has its consequence:
+
+    refused for good    not supported, no such function        that call is never made again on that GPU
+    of the moment       unknown error, timeout                 the cell stays empty; five in a row: the GPU is `suspect`
+    of the GPU          lost, needs a reset, silent for 2 s    the GPU rests and is asked again later; the others go on
+    of the library      driver reloaded or replaced            everything is shut down and begun anew (`daemon.driver`)
+
+PCIe throughput is never read: that call blocks for 20 ms per direction.
+"""
+
+import ctypes
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from daemon.gpus import Gpu
+from daemon.samples import STATES, GpuProcess, Identity, Sample, SlotNow
+
+# nvmlReturn_t
+INSUFFICIENT_SIZE, DRIVER_NOT_LOADED, TIMEOUT, LIBRARY_NOT_FOUND, VERSION_MISMATCH = 7, 9, 10, 12, 18
+ABSENT = {3, 4, 13, 26}  # not supported, no permission, function not found, deprecated
+GPU_OUT = {11, 15, 16}  # interrupt trouble, GPU is lost, reset required
+LIBRARY_OUT = {1, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, VERSION_MISMATCH, 28}  # 1: uninitialized, 28: GPU not found
+
+# Field ids of nvmlDeviceGetFieldValues
+ENERGY_MJ, POWER_MW, POWER_INSTANT_MW, LIMIT_MW, MEMORY_TEMP_C, RECOVERY_ACTION = 83, 185, 186, 190, 82, 230
+THROTTLED_NS = (74, 269, 270, 271)  # by power cap, software thermal, hardware thermal, power brake
+FIELDS = (ENERGY_MJ, POWER_MW, POWER_INSTANT_MW, LIMIT_MW, *THROTTLED_NS, RECOVERY_ACTION)
+VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
+
+SM_CLOCK, MEMORY_CLOCK = 1, 2
+#: Bits of the clock-event reasons that slow a GPU down. Bit 0, an idle GPU, is none of them.
+THROTTLE_REASONS = {
+    0x002: "applications_clocks_setting",
+    0x004: "sw_power_cap",
+    0x008: "hw_slowdown",
+    0x010: "sync_boost",
+    0x020: "sw_thermal_slowdown",
+    0x040: "hw_thermal_slowdown",
+    0x080: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+}
+#: These drivers fill process lists with a longer structure: what the binding reads from them is garbage.
+GARBLED_PROCESS_LISTS = ((535, 43), (535, 85))
+
+SLOW_CALL_S = 2.0
+MISSES_UNTIL_SUSPECT = 5
+PROCESS_ROOM = 64
+
+
+class GpuTrouble(Exception):
+    """One GPU is out, in this state."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state = state
+
+
+class DriverTrouble(Exception):
+    """The library is out, and all GPUs with it; the message is a sentence for people."""
+
+
+def load_binding() -> Any:
+    """The module of nvidia-ml-py. Raises DriverTrouble when the package is not installed."""
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        raise DriverTrouble("The package nvidia-ml-py (extra [rig]) is not installed: CPU slots are used.") from None
+    return pynvml
+
+
+def explain(error: Any) -> str:
+    """A sentence for an NVMLError that concerns the whole driver."""
+    name = type(error).__name__
+    if error.value == LIBRARY_NOT_FOUND:
+        return f"No NVIDIA driver was found ({name}): CPU slots are used."
+    if error.value == DRIVER_NOT_LOADED:
+        return f"The NVIDIA driver is not loaded ({name}): CPU slots are used. `sudo modprobe nvidia` loads it."
+    if error.value == VERSION_MISMATCH:
+        return f"The NVIDIA driver was updated while in use ({name}): no GPU can start new work until a reboot."
+    return f"The NVIDIA driver does not answer ({name}): `nvidia-smi` and the kernel log say more."
+
+
+def raise_for_driver(error: Any) -> None:
+    """Raise DriverTrouble for an NVMLError that is not about one GPU alone."""
+    if error.value in LIBRARY_OUT:
+        raise DriverTrouble(explain(error))
+
+
+class Card:
+    """One GPU. `read` takes a sample and keeps what the live view needs beside it."""
+
+    def __init__(self, nvml: Any, index: int, handle: Any, *, retry_s: float) -> None:
+        self._nvml = nvml
+        self.handle = handle
+        self._retry_s = retry_s
+        self._never: set[str] = set()
+        self._misses: Counter[str] = Counter()
+        self._rests_until = 0.0
+        self.state, self.reason = "ok", ""
+        self.gpu = self._gpu(index)
+        if GARBLED_PROCESS_LISTS[0] <= _version(self.gpu.driver) <= GARBLED_PROCESS_LISTS[1]:
+            self._never |= {"processes_v3", "processes_v2"}
+        self.identity = self._identity()
+        self.throttled_ns: tuple[int | None, ...] = ()
+        self._sample = Sample(0)
+        self._fan: int | None = None
+        self._memory_temp_c: int | None = None
+        self._recovery_action: int | None = None
+        self._processes: tuple[GpuProcess, ...] = ()
+
+    @property
+    def uuid(self) -> str:
+        return self.gpu.uuid
+
+    def read(self, ts: int, *, at: float, thoroughly: bool) -> Sample:
+        """A sample for second `ts`, at `at` of the monotonic clock; fan and processes only when `thoroughly`."""
+        if self.handle is None and at >= self._rests_until:
+            self._wake(at)
+        self._sample = Sample(ts)
+        if self.handle is not None:
+            try:
+                self._sample = self._take(ts, thoroughly)
+                self.state = "suspect" if max(self._misses.values(), default=0) >= MISSES_UNTIL_SUSPECT else "ok"
+            except GpuTrouble as trouble:
+                self.rest(trouble.state, str(trouble), until=at + self._retry_s)
+        return self._sample._replace(state=STATES.index(self.state))
+
+    def rest(self, state: str, reason: str, *, until: float) -> None:
+        """Leave this GPU alone for a while."""
+        self.handle, self._rests_until = None, until
+        self.state, self.reason = state, reason
+        self._processes, self._recovery_action, self.throttled_ns = (), None, ()
+
+    def now(self) -> SlotNow:
+        """The live view's entry."""
+        sample = self._sample
+        return SlotNow(
+            name=self.gpu.name,
+            index=self.gpu.index,
+            state=self.state,
+            utilization_ratio=_scaled(sample.util, 100),
+            memory_used_bytes=None if sample.mem_mib is None else sample.mem_mib << 20,
+            memory_total_bytes=self.gpu.memory_bytes,
+            temperature_c=sample.temp_c,
+            power_w=_scaled(sample.power_mw, 1000),
+            power_limit_w=_scaled(sample.limit_mw, 1000),
+            energy_j=_scaled(sample.energy_mj, 1000),
+            sm_clock_hz=None if sample.sm_mhz is None else sample.sm_mhz * 1_000_000,
+            fan_ratio=_scaled(sample.fan, 100),
+            throttle_reasons=tuple(name for bit, name in THROTTLE_REASONS.items() if (sample.reasons or 0) & bit),
+            recovery_action=self._recovery_action,
+            processes=self._processes,
+        )
+
+    def _ask(self, call: str, *arguments: Any, **options: Any) -> Any | None:
+        """The answer of `nvmlDeviceGet<call>`, or None where there is none. Raises GpuTrouble and DriverTrouble."""
+        key = " ".join([call, *(str(argument) for argument in arguments if isinstance(argument, int)), *options])
+        return self._try(key, lambda: getattr(self._nvml, f"nvmlDeviceGet{call}")(self.handle, *arguments, **options))
+
+    def _or_ask(self, value: Any | None, call: str, *arguments: Any) -> Any | None:
+        return self._ask(call, *arguments) if value is None else value
+
+    def _try(self, key: str, call: Callable[[], Any]) -> Any | None:
+        if key in self._never:
+            return None
+        started = time.monotonic()
+        try:
+            answer = call()
+        except self._nvml.NVMLLibraryMismatchError:  # not an NVMLError: an older driver lacks the symbol
+            self._never.add(key)
+            return None
+        except self._nvml.NVMLError as error:
+            self._weigh(key, error)
+            return None
+        if (took_s := time.monotonic() - started) > SLOW_CALL_S:
+            raise GpuTrouble("stale", f"{key} took {took_s:.1f} s")
+        self._misses.pop(key, None)
+        return answer
+
+    def _weigh(self, key: str, error: Any) -> None:
+        raise_for_driver(error)
+        if error.value in GPU_OUT:
+            raise GpuTrouble("lost", f"{key} answered {type(error).__name__}")
+        if error.value in ABSENT:
+            self._never.add(key)
+        else:
+            self._misses[key] += 1
+            self.reason = f"{key} answered {type(error).__name__}"
+
+    def _wake(self, at: float) -> None:
+        try:
+            self.handle = self._nvml.nvmlDeviceGetHandleByUUID(self.uuid)
+        except self._nvml.NVMLError as error:
+            raise_for_driver(error)
+            self.rest("lost", f"HandleByUUID answered {type(error).__name__}", until=at + self._retry_s)
+
+    def _gpu(self, index: int) -> Gpu:
+        memory, mig, pci = self._memory(), self._ask("MigMode"), self._ask("PciInfo")
+        return Gpu(
+            uuid=_text(self._nvml.nvmlDeviceGetUUID(self.handle)),
+            index=index,
+            name=_text(self._ask("Name")) or "NVIDIA GPU",
+            memory_bytes=memory[1] if memory else 0,
+            bus_id=_text(pci.busId) if pci else "",
+            driver=_text(self._nvml.nvmlSystemGetDriverVersion()),
+            power_limit_w=_scaled(self._ask("EnforcedPowerLimit"), 1000),
+            mig=bool(mig and mig[0]),
+        )
+
+    def _identity(self) -> Identity:
+        gpu, range_mw = self.gpu, self._ask("PowerManagementLimitConstraints") or (None, None)
+        limits = {
+            "memory_bytes": gpu.memory_bytes,
+            "power_mw": {"min": range_mw[0], "default": self._ask("PowerManagementDefaultLimit"), "max": range_mw[1]},
+            "threshold_c": {kind: self._ask("TemperatureThreshold", kind) for kind in (0, 1, 2, 3, 5)},
+        }
+        return Identity(self.uuid, gpu.name, gpu.bus_id, _text(self._ask("Serial")) or None, gpu.driver, limits)
+
+    def _take(self, ts: int, thoroughly: bool) -> Sample:
+        load, memory = self._ask("UtilizationRates"), self._memory()
+        field = self._fields((*FIELDS, MEMORY_TEMP_C) if thoroughly else FIELDS)
+        if thoroughly:
+            self._fan, self._memory_temp_c = self._ask("FanSpeed"), field.get(MEMORY_TEMP_C)
+            self._processes = self._list_processes()
+        self.throttled_ns = tuple(field.get(number) for number in THROTTLED_NS)
+        self._recovery_action = field.get(RECOVERY_ACTION)
+        return Sample(
+            ts,
+            util=load.gpu if load else None,
+            mem_util=load.memory if load else None,
+            mem_mib=memory[0] >> 20 if memory else None,
+            temp_c=self._or_ask(self._ask("TemperatureV", 0), "Temperature", 0),
+            mem_temp_c=self._memory_temp_c,
+            # The average is not known before Ampere, where the instant reading has a window as long.
+            power_mw=self._or_ask(field.get(POWER_MW, field.get(POWER_INSTANT_MW)), "PowerUsage"),
+            power_inst_mw=field.get(POWER_INSTANT_MW),
+            limit_mw=self._or_ask(field.get(LIMIT_MW), "EnforcedPowerLimit"),
+            energy_mj=self._or_ask(field.get(ENERGY_MJ), "TotalEnergyConsumption"),
+            sm_mhz=self._ask("ClockInfo", SM_CLOCK),
+            mem_mhz=self._ask("ClockInfo", MEMORY_CLOCK),
+            reasons=self._or_ask(self._ask("CurrentClocksEventReasons"), "CurrentClocksThrottleReasons"),
+            pstate=self._ask("PerformanceState"),
+            fan=self._fan,
+        )
+
+    def _memory(self) -> tuple[int, int] | None:
+        """Used and total bytes. Version 1 counts the driver's reserve as used, and an idle GPU looks in use."""
+        memory = self._or_ask(self._ask("MemoryInfo", version=self._nvml.nvmlMemory_v2), "MemoryInfo")
+        return (int(memory.used), int(memory.total)) if memory else None
+
+    def _fields(self, numbers: Sequence[int]) -> dict[int, int]:
+        """The fields that this GPU knows, in one driver call."""
+        values = self._ask("FieldValues", list(numbers)) or ()
+        return {v.fieldId: int(getattr(v.value, VALUE_MEMBERS[v.valueType])) for v in values if v.nvmlReturn == 0}
+
+    def _list_processes(self) -> tuple[GpuProcess, ...]:
+        compute, graphics = self._list("Compute"), self._list("Graphics")
+        return tuple(
+            GpuProcess(
+                pid, memory_bytes, "C+G" if pid in compute and pid in graphics else "C" if pid in compute else "G"
+            )
+            for pid, memory_bytes in sorted({**graphics, **compute}.items())
+        )
+
+    def _list(self, kind: str) -> dict[int, int | None]:
+        for version in ("v3", "v2"):
+            call = partial(self._call_list, f"nvmlDeviceGet{kind}RunningProcesses_{version}")
+            rows: dict[int, int | None] | None = self._try(f"processes_{version}", call)
+            if rows is not None:
+                return rows
+        return {}
+
+    def _call_list(self, name: str) -> dict[int, int | None]:
+        """Bytes by pid. The binding's own function asks twice, and on a real driver this is the dearest call of all."""
+        function, room, code = self._nvml._nvmlGetFunctionPointer(name), PROCESS_ROOM, INSUFFICIENT_SIZE
+        while code == INSUFFICIENT_SIZE and room <= 4096:
+            rows, count = (self._nvml.c_nvmlProcessInfo_v2_t * room)(), ctypes.c_uint(room)
+            code = function(self.handle, ctypes.byref(count), rows)
+            room = 2 * max(room, count.value)
+        self._nvml._nvmlCheckReturn(code)
+        unknown = self._nvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
+        return {row.pid: None if row.usedGpuMemory == unknown else row.usedGpuMemory for row in rows[: count.value]}
+
+
+def _scaled(value: int | None, divisor: int) -> float | None:
+    return None if value is None else value / divisor
+
+
+def _text(value: str | bytes | None) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
+
+
+def _version(driver: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in driver.split(".")[:2] if part.isdigit())

@@ -1,0 +1,166 @@
+"""What the sampler hands on: a second, a minute and the latest moment of one slot, and the file `gpu-now.json`.
+
+The sampler reads in the middle of each second, so a sample with `ts` describes the moment ts + 0.5.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+#: Reasons of throttling, in the order of the columns thr_*, when their counters are not known.
+NOT_THROTTLED: tuple[int | None, ...] = (None,) * 4
+
+STATES = ("ok", "stale", "lost", "suspect")
+
+
+class Sample(NamedTuple):
+    """One slot in one second; a row of table `s`."""
+
+    ts: int
+    util: int | None = None
+    mem_util: int | None = None
+    mem_mib: int | None = None
+    temp_c: int | None = None
+    mem_temp_c: int | None = None
+    power_mw: int | None = None
+    power_inst_mw: int | None = None
+    limit_mw: int | None = None
+    energy_mj: int | None = None
+    sm_mhz: int | None = None
+    mem_mhz: int | None = None
+    reasons: int | None = None
+    pstate: int | None = None
+    fan: int | None = None
+    state: int = 0
+
+
+class Minute(NamedTuple):
+    """One slot in one minute; a row of table `s60`. Energy and throttled times are those of this minute alone."""
+
+    ts: int
+    n: int
+    util_avg: float | None
+    util_max: int | None
+    mem_max: int | None
+    temp_avg: float | None
+    temp_max: int | None
+    power_avg: float | None
+    power_max: int | None
+    sm_avg: float | None
+    reasons_or: int | None
+    energy_mj: int | None
+    thr_power_ms: int | None
+    thr_sw_therm_ms: int | None
+    thr_hw_therm_ms: int | None
+    thr_brake_ms: int | None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What table `gpu` says about a slot."""
+
+    uuid: str
+    name: str
+    bus_id: str | None = None
+    serial: str | None = None
+    driver: str | None = None
+    limits: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process on a GPU, of any user; the kind is nvidia-smi's: C, G or C+G."""
+
+    pid: int
+    memory_bytes: int | None
+    kind: str
+
+
+@dataclass(frozen=True)
+class SlotNow:
+    """The latest readings of one slot; None: cannot be read."""
+
+    name: str
+    index: int
+    state: str = "ok"
+    utilization_ratio: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    energy_j: float | None = None
+    sm_clock_hz: int | None = None
+    fan_ratio: float | None = None
+    throttle_reasons: tuple[str, ...] = ()
+    recovery_action: int | None = None  # NVML field 230; above 0 the driver asks for a reset or a reboot
+    processes: tuple[GpuProcess, ...] = ()
+
+
+def database_path(home: Path) -> Path:
+    return home / "telemetry.sqlite"
+
+
+def now_path(home: Path) -> Path:
+    return home / "gpu-now.json"
+
+
+def publish(path: Path, value: object) -> None:
+    """Replace the file whole; compact and not synced, as the next one comes in a second."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(json.dumps(value, separators=(",", ":"), allow_nan=False))
+    draft.replace(path)
+
+
+def unsaved_rows(now: Mapping[str, Any]) -> dict[str, list[Sample]]:
+    """The rows by UUID that a `gpu-now.json` carries because the database does not have them yet."""
+    width = len(Sample._fields)  # rows of another version are not ours to read
+    return {uuid: [Sample(*row) for row in rows if len(row) == width] for uuid, rows in now.get("unsaved", {}).items()}
+
+
+def summarize_minute(
+    ts: int, rows: Sequence[Sample], previous: Sample | None, throttled_ms: Sequence[int | None]
+) -> Minute:
+    """One minute's row from its samples and the one before them."""
+    reasons = [row.reasons for row in rows if row.reasons is not None]
+    before = [previous] if previous else []
+    steps = [
+        max(0, b.energy_mj - a.energy_mj)  # below 0: the driver was reloaded and counts from 0
+        for a, b in pairwise([*before, *rows])
+        if a.energy_mj is not None and b.energy_mj is not None
+    ]
+    return Minute(
+        ts,
+        len(rows),
+        _mean(row.util for row in rows),
+        _most(row.util for row in rows),
+        _most(row.mem_mib for row in rows),
+        _mean(row.temp_c for row in rows),
+        _most(row.temp_c for row in rows),
+        _mean(row.power_mw for row in rows),
+        _most(row.power_mw for row in rows),
+        _mean(row.sm_mhz for row in rows),
+        _union(reasons) if reasons else None,
+        sum(steps) if steps else None,
+        *throttled_ms,
+    )
+
+
+def _mean(values: Iterable[int | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 1) if known else None
+
+
+def _most(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _union(masks: Iterable[int]) -> int:
+    union = 0
+    for mask in masks:
+        union |= mask
+    return union
