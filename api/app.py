@@ -1,0 +1,125 @@
+"""The application: every route, behind the guard and the token."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+from starlette.concurrency import run_in_threadpool
+
+from api import page, routes_events, routes_inputs, routes_jobs, routes_login, routes_rig, routes_runs
+from api.auth import Authenticated, Keys, Throttle, keep_token
+from api.context import Context
+from api.documents import MAX_BATCH, MAX_SWEEP
+from api.guard import Guard
+from api.hub import Hub
+from api.problems import documented, install
+from daemon.facts import Ledger
+from daemon.settings import Settings
+from daemon.store import Store
+from jobs.spec import KINDS
+
+DESCRIPTION = """Jobs for a GPU rig that works while its owner sleeps.
+
+Every call but `/healthz` and `/readyz` needs `Authorization: Bearer <token>`. Errors are RFC 9457 problems."""
+
+
+def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = time.time) -> FastAPI:
+    """The API and the page of one rig. The first call makes the rig's token. Raises auth.TokenUnusable."""
+    keys = Keys(keep_token(settings.token_file), store.use_once, now)
+    hub, ledger = Hub(store), Ledger(store)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        routes_inputs.sweep_drafts(settings.inputs)
+        hub.start()
+        yield
+        hub.close()
+        await run_in_threadpool(hub.join)
+
+    app = Api(
+        title="Overnight",
+        description=DESCRIPTION,
+        version=_version(),
+        lifespan=lifespan,
+        responses=documented(422),
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,  # its scripts would come from a CDN
+        redoc_url=None,
+    )
+    app.state.settings, app.state.store, app.state.hub, app.state.ledger = settings, store, hub, ledger
+    app.state.context = Context(settings, store, ledger, hub, keys, Throttle(), now)
+    install(app)
+    for routes in (routes_jobs, routes_runs, routes_events, routes_inputs, routes_rig, routes_login):
+        app.include_router(routes.router)
+    app.include_router(routes_rig.health)
+    app.include_router(page.router)
+    # the last one added is the first one asked
+    app.add_middleware(Authenticated, keys=keys)
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+class Api(FastAPI):
+    """FastAPI, with the schemas of documents that are read by hand."""
+
+    def openapi(self) -> dict[str, Any]:
+        """OpenAPI 3.1."""
+        if not self.openapi_schema:
+            schema = super().openapi()
+            schema["components"]["schemas"] |= document_schemas()
+            schema["components"]["securitySchemes"] = {
+                "token": {"type": "http", "scheme": "bearer"},
+                "session": {"type": "apiKey", "in": "cookie", "name": "overnight_session"},
+            }
+            schema["security"] = [{"token": []}, {"session": []}]
+            for path in ("/healthz", "/readyz"):
+                schema["paths"][path]["get"]["security"] = []
+        return self.openapi_schema or {}
+
+
+def document_schemas() -> dict[str, Any]:
+    """JobDocument, BatchDocument and JobChanges, and what they are made of."""
+    models = [(model, "validation") for model in KINDS.values()]
+    _, schema = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    refs = {kind: f"#/components/schemas/{model.__name__}" for kind, model in KINDS.items()}
+    job = {"$ref": "#/components/schemas/JobDocument"}
+    grid = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "array", "minItems": 1}}
+    return {
+        **schema["$defs"],
+        "JobDocument": {
+            "oneOf": [{"$ref": ref} for ref in refs.values()],
+            "discriminator": {"propertyName": "kind", "mapping": refs},
+        },
+        "BatchDocument": {
+            "oneOf": [
+                _object({"jobs": {"type": "array", "items": job, "minItems": 1, "maxItems": MAX_BATCH}}),
+                _object(
+                    {
+                        "base": {"type": "object", "description": "A job document, without the fields of the sweep."},
+                        "sweep": {**grid, "description": f"Field -> values; at most {MAX_SWEEP} combinations."},
+                    }
+                ),
+            ]
+        },
+        "JobChanges": {
+            "type": "object",
+            "description": "Fields of the job's document, and these.",
+            "minProperties": 1,
+            "properties": {"held": {"type": "boolean"}, "position": {"enum": ["first", "last"]}},
+        },
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _version() -> str:
+    try:
+        return metadata.version("overnight")
+    except metadata.PackageNotFoundError:
+        return "0"  # run from a checkout

@@ -1,0 +1,187 @@
+"""Job documents from files, and their local data sent by content.
+
+Loads pydantic (jobs.spec), so only the command that submits imports this.
+"""
+
+import importlib.util
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from api.cli.fields import DocumentError
+from api.client import Client, digest_of
+from jobs import data
+from jobs.spec import INPUT_REFERENCE, JOB_REFERENCE, FieldError, InvalidSpec, parse
+
+Json = dict[str, Any]
+
+#: Fields that may name a file on this machine.
+FILE_FIELDS = ("data", "eval_data")
+KINDS_OF_FILE = ".toml, .yaml or .json"
+
+
+def read(path: Path) -> Json:
+    """A job document, `{"jobs": [...]}`, or `{"base": {...}, "sweep": {...}}` from a file. Raises DocumentError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(f"{path} cannot be read: {error}") from None
+    value = _plain(_loader(path)(text))
+    if not isinstance(value, dict):
+        raise DocumentError(f"{path}: a job document is an object with fields, or one with a list `jobs`")
+    return value
+
+
+def is_batch(body: Mapping[str, Any]) -> bool:
+    """Whether it goes to /jobs/batch."""
+    return "kind" not in body and bool({"jobs", "base", "sweep"} & set(body))
+
+
+def members(body: Json) -> list[Json]:
+    """The documents in a body that can be changed in place: the job, every job, or the base of a sweep."""
+    if not is_batch(body):
+        return [body]
+    found = body["jobs"] if "jobs" in body else [body.get("base")]
+    if not isinstance(found, list) or not all(isinstance(job, dict) for job in found):
+        raise DocumentError("jobs is a list of job documents, and base is one")
+    return found
+
+
+def check(body: Json) -> None:
+    """Every error that can be known here. Raises DocumentError; the rest is the rig's to say."""
+    if not is_batch(body):
+        _check(body, "")
+    elif "jobs" in body:
+        for number, document in enumerate(members(body)):
+            _check(document, f"jobs.{number}." if len(body["jobs"]) > 1 else "")
+
+
+def check_rows(body: Json, folders: Sequence[Path]) -> None:
+    """Read the local files as the rig will, so that a broken line is named before anything is sent. Raises DocumentError."""
+    checked = set()
+    for document, field, path in local_files(body, folders):
+        kind = document.get("kind") if isinstance(document, dict) else body["base"].get("kind")
+        if (kind, path) not in checked and not _needs_pyarrow(path):
+            checked.add((kind, path))
+            try:
+                (data.check_prompts if kind == "generate" else data.check_training)(path)
+            except data.InvalidData as error:
+                raise DocumentError(f"{field if isinstance(field, str) else 'data'}: {path.name}, {error}") from None
+
+
+def _needs_pyarrow(path: Path) -> bool:
+    """A Parquet file where its reader is not installed: the rig checks it."""
+    with path.open("rb") as file:
+        is_parquet = file.read(len(data.PARQUET_MAGIC)) == data.PARQUET_MAGIC
+    return is_parquet and importlib.util.find_spec("pyarrow") is None
+
+
+def send_files(
+    client: Client, body: Json, folders: Sequence[Path], note: Callable[[Path, int], Callable[[int], object]]
+) -> None:
+    """Upload the local files that a body names and put their content's names in their place."""
+    sent: dict[Path, str] = {}
+    for holder, key, path in local_files(body, folders):
+        if path not in sent:
+            sent[path] = client.upload(path, note(path, path.stat().st_size))
+        holder[key] = sent[path]
+
+
+def name_files(body: Json, folders: Sequence[Path]) -> list[Path]:
+    """Put the content's name of each local file in its place, without sending it. The files."""
+    found = local_files(body, folders)
+    names = {path: f"sha256:{digest_of(path)}" for path in dict.fromkeys(path for _, _, path in found)}
+    for holder, key, path in found:
+        holder[key] = names[path]
+    return list(names)
+
+
+def local_files(body: Json, folders: Sequence[Path]) -> list[tuple[Any, Any, Path]]:
+    """Where a body names files of this machine: holder, key, path. Raises DocumentError for one that is nowhere.
+
+    Relative names count from the document's folder, then from the current one (`folders`).
+    """
+    found = []
+    for holder, key, field in _mentions(body):
+        text = holder[key]
+        if not isinstance(text, str) or INPUT_REFERENCE.fullmatch(text) or JOB_REFERENCE.fullmatch(text):
+            continue
+        there = [path for folder in folders if (path := folder / Path(text).expanduser()).is_file()]
+        if there:
+            found.append((holder, key, there[0].resolve()))
+        elif not text.startswith("/"):
+            below = " or ".join(str(folder.resolve()) for folder in folders)
+            raise DocumentError(
+                f"{field}: {text!r} is not a file below {below}. One that is on the rig has an absolute path."
+            )
+    return found
+
+
+def _mentions(body: Json) -> Iterator[tuple[Any, Any, str]]:
+    for document in members(body):
+        yield from ((document, field, field) for field in FILE_FIELDS if document.get(field) is not None)
+    sweep = body.get("sweep")
+    if is_batch(body) and isinstance(sweep, dict):
+        for field in FILE_FIELDS:
+            if isinstance(values := sweep.get(field), list):
+                yield from ((values, at, field) for at in range(len(values)))
+
+
+def _check(document: Json, where: str) -> None:
+    try:
+        parse(document)
+    except InvalidSpec as error:
+        raise DocumentError("\n".join(_words(e, where) for e in error.errors)) from None
+
+
+def _words(error: FieldError, where: str) -> str:
+    return f"{where}{error.field}: {error.message}" if error.field else f"{where.rstrip('.')} {error.message}".strip()
+
+
+def _loader(path: Path) -> Callable[[str], Any]:
+    def load(text: str) -> Any:
+        try:
+            return loads(text)
+        except ValueError as error:
+            raise DocumentError(f"{path} is not valid {path.suffix[1:].upper()}: {error}") from None
+
+    match path.suffix.lower():
+        case ".toml":
+            loads: Callable[[str], Any] = tomllib.loads
+        case ".json":
+            loads = json.loads
+        case ".yaml" | ".yml":
+            loads = _yaml(path)
+        case _:
+            raise DocumentError(f"{path}: a job document is a {KINDS_OF_FILE} file")
+    return load
+
+
+def _yaml(path: Path) -> Callable[[str], Any]:
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError:
+        raise DocumentError(f"{path}: YAML needs PyYAML (`pip install pyyaml`); TOML and JSON need nothing") from None
+
+    def load(text: str) -> Any:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(re.sub(r"\s+", " ", str(error))) from None
+
+    return load
+
+
+def _plain(value: Any) -> Any:
+    """Dates as ISO 8601, so that the document is JSON; a moment without an offset is in this machine's time zone."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.astimezone()).isoformat()
+    return value.isoformat() if isinstance(value, date) else value

@@ -1,0 +1,231 @@
+"""`overnight ls, show, logs, wait, cancel ...`: what can be done with jobs after they were submitted."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from api.cli import fields, follow, output, screens
+from api.cli.session import LAST, USAGE, Session, exit_code_of, fail, fate, problem_words, with_rig
+from api.client import ApiProblem, Client
+
+Json = dict[str, Any]
+
+LISTED = 50
+REFRESH_S = 2.0
+SHOWN_LOG_LINES = 200
+
+
+@click.command("ls")
+@click.option("--state", help="One state; --queued, --running and --failed are short for it.")
+@click.option("--queued", "state", flag_value="queued", help="Only what waits.")
+@click.option("--running", "state", flag_value="running", help="Only what runs.")
+@click.option("--failed", "state", flag_value="failed", help="Only what failed.")
+@click.option("--kind", help="One kind.")
+@click.option("--tag", help="One tag.")
+@click.option("-n", "limit", type=click.IntRange(1, 200), default=LISTED, show_default=True, help="How many at most.")
+@click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
+@with_rig
+def ls(session: Session, /, watch: bool, **filters: Any) -> None:
+    """The newest jobs first."""
+    if watch and output.is_terminal() and not session.as_json:
+        _watch_list(session, filters)
+    page = session.client.jobs(**filters)
+    if session.as_json:
+        output.emit(page)
+        return
+    output.show(output.job_rows(page["jobs"]) if page["jobs"] else "No jobs.")
+    if page.get("next"):
+        output.say(f"There are more: `overnight ls -n {2 * filters['limit']}`, or --tag, --kind, --state.")
+
+
+@click.command("show")
+@click.argument("job")
+@with_rig
+def show(session: Session, job: str) -> None:
+    """One job: what it is, how it stands, what it cost."""
+    record = session.client.job(session.job_id(job))
+    if session.as_json:
+        output.emit(record)
+        return
+    output.show("\n".join(f"{name:<10} {output.clean_line(text)}" for name, text in _facts(record) if text))
+    for attempt in record.get("attempts") or []:
+        output.say(f"attempt {attempt['number']}: {_attempt_words(attempt)}", err=False)
+    for name, value in sorted((record.get("spec") or {}).items()):
+        if value not in (None, "", [], {}):
+            output.say(f"  {name} = {output.clean_line(json.dumps(value, ensure_ascii=False))}", err=False)
+    output.say(session.page_of(record["id"]), err=False)
+
+
+@click.command("logs")
+@click.argument("job")
+@click.option(
+    "-f", "--follow", "follow_", is_flag=True, help="Go on until the job has ended; Ctrl-C leaves it running."
+)
+@click.option(
+    "-n", "lines", type=click.IntRange(1, 100_000), default=SHOWN_LOG_LINES, show_default=True, help="Last lines."
+)
+@click.option("--all", "everything", is_flag=True, help="The whole log.")
+@with_rig
+def logs(session: Session, job: str, follow_: bool, lines: int, everything: bool) -> None:
+    """What a job printed."""
+    job_id = session.job_id(job)
+    if follow_ and (everything or session.as_json):
+        session.client.job(job_id)  # a rig that is away is told now: later we are patient
+        follow.follow(session, [job_id])
+    elif everything:
+        for line in session.client.log_lines(job_id):
+            output.say(line, err=False)
+    else:
+        text, end = session.client.log(job_id, tail=lines)
+        if session.as_json:
+            output.emit({"id": job_id, "log": text})
+        elif text:
+            output.say(text.removesuffix("\n"), err=False)
+        if follow_:
+            follow.follow(session, [job_id], log_from=end)
+
+
+@click.command("wait")
+@click.argument("jobs", nargs=-1, required=True)
+@with_rig
+def wait(session: Session, jobs: tuple[str, ...]) -> None:
+    """Until all have ended; the exit status is their fate (of several, the worst)."""
+    ids = [session.job_id(job) for job in jobs]
+    for job_id in ids:
+        session.client.job(job_id)  # a rig that is away, or an unknown job, is told now: later we are patient
+    ended = follow.wait(session, ids)
+    if session.as_json:
+        output.emit(ended[0] if len(ended) == 1 else {"jobs": ended})
+    else:
+        for job in ended:
+            output.say(output.fate_words(job))
+    raise SystemExit(fate(ended))
+
+
+@click.command("edit")
+@click.argument("job")
+@click.option("--set", "sets", multiple=True, required=True, metavar="FIELD=VALUE", help="As in --set priority=high --set lora.r=8.")  # fmt: skip
+@with_rig
+def edit(session: Session, job: str, sets: tuple[str, ...]) -> None:
+    """Change a job that waits."""
+    job_id = session.job_id(job)
+    changes: Json = {}
+    for text in sets:
+        fields.change(changes, fields.assignment(text))
+    if any(isinstance(value, dict) for value in changes.values()):
+        spec = session.client.job(job_id)["spec"]  # lora.r=8 keeps the rest of lora
+        kept = {name: spec[name] for name, value in changes.items() if isinstance(value, dict) and name in spec}
+        fields.change(kept, changes)
+        changes = kept
+    _tell(session, session.client.edit(job_id, changes))
+
+
+def _hold(name: str, held: bool, text: str) -> click.Command:
+    @click.command(name, help=text)
+    @click.argument("jobs", nargs=-1, required=True)
+    @with_rig
+    def command(session: Session, jobs: tuple[str, ...]) -> None:
+        ids = [session.job_id(job) for job in jobs]
+        _to_each(session, ids, lambda client, job_id: client.edit(job_id, {"held": held}))
+
+    return command
+
+
+def _wish(name: str, text: str, act: Callable[[Client, str], Json | None]) -> click.Command:
+    """A command that does one thing to each of the named jobs. It wants exact ids: `@last` may be somebody else's."""
+
+    @click.command(name, help=text)
+    @click.argument("jobs", nargs=-1, required=True)
+    @with_rig
+    def command(session: Session, jobs: tuple[str, ...]) -> None:
+        ids = [session.job_id(job) for job in jobs if job != LAST]
+        if len(ids) < len(jobs):
+            fail(f"{name} wants a job's number", USAGE)
+        _to_each(session, ids, act)
+
+    return command
+
+
+def _to_each(session: Session, ids: Sequence[str], act: Callable[[Client, str], Json | None]) -> None:
+    """Do it to every job, though one refuses; the exit status is the first refusal's."""
+    refused = []
+    for job_id in ids:
+        try:
+            _tell(session, act(session.client, job_id) or {"id": job_id, "state": "removed", "name": ""})
+        except ApiProblem as problem:
+            if problem.status == 401:
+                raise
+            output.say(problem_words(problem))
+            refused.append(exit_code_of(problem))
+    if refused:
+        raise SystemExit(refused[0])
+
+
+hold = _hold("hold", True, "Keep a waiting job from starting.")
+release = _hold("release", False, "Let a held job start again.")
+cancel = _wish("cancel", "Stop jobs; what waits is cancelled at once.", Client.cancel)
+retry = _wish("retry", "Put failed or cancelled jobs back into the queue.", Client.retry)
+preempt = _wish("preempt", "Let running jobs save their work and wait again.", Client.preempt)
+remove = _wish("rm", "Delete ended jobs and their run folders.", Client.remove)
+
+COMMANDS = (ls, show, logs, wait, cancel, retry, preempt, hold, release, edit, remove)
+
+
+def _tell(session: Session, job: Mapping[str, Any]) -> None:
+    if session.as_json:
+        output.emit(job)
+        return
+    wish = (job.get("wish") or {}).get("kind")
+    asked = f", asked to {'stop' if wish == 'cancel' else 'give way'}" if wish else ", held" if job.get("held") else ""
+    output.say(
+        f"Job {job['id']} {job['state']}{asked}{': ' if job.get('name') else ''}{job.get('name') or ''}", err=False
+    )
+
+
+def _watch_list(session: Session, filters: Mapping[str, Any]) -> None:
+    from rich.live import Live
+
+    with Live(console=output.console(), screen=True, refresh_per_second=2) as live:
+        while True:
+            live.update(screens.board(session.client.jobs(**filters)["jobs"]))
+            time.sleep(REFRESH_S)
+
+
+def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
+    usage, outcome = job.get("usage") or {}, job.get("outcome") or {}
+    used = [
+        f"{output.duration(usage['gpu_s'])} of GPU" if usage.get("gpu_s") else "",
+        f"{usage['energy_j'] / 3.6e6:.3g} kWh" if usage.get("energy_j") else "",
+        f"peak {output.size(usage['peak_vram_bytes'])} of GPU memory" if usage.get("peak_vram_bytes") else "",
+    ]
+    metrics = ", ".join(f"{name} {_number(value)}" for name, value in (job.get("metrics") or {}).items())
+    return [
+        ("job", f"{job['id']} {job['name']}"),
+        ("kind", f"{job['kind']}, {job['gpus']} GPU{'s' if job['gpus'] != 1 else ''}, priority {job['priority']}"),
+        ("tags", " ".join(job.get("tags") or ())),
+        ("state", job["state"]),
+        ("now", output.what(job) if job["state"] in ("queued", "running") else ""),
+        ("created", output.clock(job.get("created_at"))),
+        ("started", output.clock(job.get("started_at"))),
+        ("finished", output.clock(job.get("finished_at"))),
+        ("took", output.took(job)),
+        ("cause", outcome.get("cause") or ""),
+        ("message", outcome.get("message") or ""),
+        ("hint", outcome.get("hint") or ""),
+        ("used", ", ".join(filter(None, used))),
+        ("metrics", metrics),
+        ("next try", ", ".join(f"{k} = {v}" for k, v in (job.get("next_fields") or {}).items())),
+    ]
+
+
+def _attempt_words(attempt: Mapping[str, Any]) -> str:
+    ran = f"{output.clock(attempt.get('started_at'))} to {output.clock(attempt.get('ended_at')) or 'now'}"
+    end = attempt.get("cause") or attempt.get("end") or "running"
+    return output.clean_line(f"{ran} on {', '.join(attempt.get('slots') or ())}: {end} {attempt.get('message') or ''}")
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

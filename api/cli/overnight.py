@@ -1,0 +1,25 @@
+"""`overnight`: everything but submitting, on the rig and from the laptop."""
+
+import sys
+
+import click
+
+from api.cli import job_commands, rig_commands
+from api.cli.demo import demo
+from api.cli.doctor import doctor
+from api.cli.pull import pull
+from api.cli.session import Commands
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="overnight")
+def overnight() -> None:
+    """Keep a GPU rig working while its owner sleeps. `submit` gives it work; this does the rest."""
+
+
+for _command in (*rig_commands.COMMANDS, *job_commands.COMMANDS, pull, doctor, demo):
+    overnight.add_command(_command)
+
+
+if __name__ == "__main__":
+    sys.exit(overnight())

@@ -1,0 +1,134 @@
+"""Submit: make the document, check it, send its local files and then itself, and stay with the jobs as asked.
+
+Loads pydantic (through flags and documents), so only a command that submits imports this.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from api.cli import documents, fields, flags, follow, output
+from api.cli.session import Session, fate
+from api.client import ApiProblem, RigUnreachable, new_key
+
+Json = dict[str, Any]
+
+#: Of a batch, so many jobs are listed.
+LISTED = 12
+#: The upload of a larger file tells how far it is.
+LARGE_BYTES = 8_000_000
+
+
+@dataclass(frozen=True)
+class How:
+    """What to do beside submitting."""
+
+    follow: bool = False
+    wait: bool = False
+    dry_run: bool = False
+    key: str = ""
+
+
+def submit(
+    session: Session, kind: str | None, values: Mapping[str, Any], *, file: Path | None = None, argv: Sequence[str] = ()
+) -> None:
+    """Submit a file, or one job of this kind, with what the flags say. Ends with the jobs' fate when it waits for it."""
+    how = How(follow=values["follow_"], wait=values["wait"], dry_run=values["dry_run"], key=values["key"])
+    body: Json = documents.read(file) if file else {"argv": list(argv)} if argv else {}
+    for document in documents.members(body):
+        fields.change(document, flags.document(kind, values))
+        if kind != "command":  # which has a field of this name
+            fields.allow_retries(document, values.get("retries"))
+        for text in values["sets"]:
+            fields.change(document, fields.assignment(text))
+    send(session, body, (file.parent, Path()) if file else (Path(),), how)
+
+
+def send(session: Session, body: Json, folders: Sequence[Path], how: How) -> None:
+    """Check, upload what is local, submit, and stay with the jobs as asked. Ends with their fate when it waits for it."""
+    documents.check(body)
+    documents.check_rows(body, folders)
+    if how.dry_run:
+        _dry_run(session, body, folders, how)
+        return
+    documents.send_files(session.client, body, folders, _note_upload)
+    jobs = _post(session, body, how)
+    if how.follow or how.wait:
+        if not session.as_json:
+            _announce(session, jobs)
+        _stay(session, jobs, how)
+    elif session.as_json:
+        output.emit({"jobs": jobs} if documents.is_batch(body) else jobs[0])
+    else:
+        _announce(session, jobs)
+
+
+def _post(session: Session, body: Json, how: How) -> list[Json]:
+    key = how.key or new_key()
+    post = session.client.submit_batch if documents.is_batch(body) else session.client.submit
+    try:
+        answer = post(body, key=key, dry_run=how.dry_run)
+    except RigUnreachable as error:
+        if error.sent:
+            output.say(
+                f"Whether it was stored is not known. Repeat the command with --key {key}: it is not stored twice."
+            )
+        raise
+    return list(answer["jobs"]) if "jobs" in answer else [answer]
+
+
+def _dry_run(session: Session, body: Json, folders: Sequence[Path], how: How) -> None:
+    files = documents.name_files(body, folders)
+    try:
+        trials = _post(session, body, how)
+    except ApiProblem as problem:
+        # what would be uploaded is not there yet; its rows were checked here
+        left = [error for error in problem.errors if not (files and "is not uploaded" in str(error.get("message")))]
+        if left or not problem.errors:
+            problem.errors = left
+            raise
+        trials = [{"job": body, "would_wait_because": None}]
+    if session.as_json:
+        output.emit({"valid": True, "jobs": trials, "uploads": [str(path) for path in files]})
+        return
+    session.say(f"Valid: {len(trials)} job{'s' if len(trials) > 1 else ''} would be queued. Nothing was stored.")
+    for path in files:
+        session.say(f"  {path} ({output.size(path.stat().st_size)}) would be uploaded")
+    if len(trials) == 1 and trials[0].get("would_wait_because"):
+        session.say(f"  It would wait: {trials[0]['would_wait_because']}")
+
+
+def _stay(session: Session, jobs: list[Json], how: How) -> None:
+    ids = [str(job["id"]) for job in jobs]
+    ended = follow.follow(session, ids) if how.follow else follow.wait(session, ids)
+    if session.as_json and not how.follow:
+        output.emit(ended[0] if len(ended) == 1 else {"jobs": ended})
+    raise SystemExit(fate(ended))
+
+
+def _announce(session: Session, jobs: list[Json]) -> None:
+    for job in jobs[:LISTED]:
+        waits = f" waits: {job['waiting_because']}." if job.get("waiting_because") else ""
+        tail = f"  {session.page_of(job['id'])}" if len(jobs) > 1 else ""
+        session.say(output.clean_line(f"Job {job['id']} {job['state']}: {job['name']}.{waits}{tail}"))
+    if len(jobs) > LISTED:
+        session.say(f"… and {len(jobs) - LISTED} more, up to job {jobs[-1]['id']}.")
+    if len(jobs) == 1:
+        session.say(f"Follow: overnight logs -f {jobs[0]['id']}   {session.page_of(jobs[0]['id'])}")
+
+
+def _note_upload(path: Path, size_bytes: int) -> Callable[[int], object]:
+    """Tell how far the upload of a large file is."""
+    if size_bytes < LARGE_BYTES:
+        return lambda count: None
+    told = sent = 0
+
+    def note(count: int) -> None:
+        nonlocal told, sent
+        sent += count
+        if (percent := 100 * sent // size_bytes) >= told + 10:
+            told = percent
+            output.say(f"Uploading {path.name}: {percent} % of {output.size(size_bytes)}")
+
+    return note

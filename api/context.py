@@ -1,0 +1,54 @@
+"""What every route works with. Made once, with the application."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Request
+
+from api.auth import Keys, Throttle
+from api.hub import Hub
+from daemon.facts import Ledger
+from daemon.plan import Facts
+from daemon.settings import Settings
+from daemon.store import Store
+
+#: How the supervisor names a slot's worker (daemon.loop).
+WORKER = "worker "
+
+
+@dataclass(frozen=True)
+class Context:
+    """The rig as the API sees it."""
+
+    settings: Settings
+    store: Store
+    ledger: Ledger
+    hub: Hub
+    keys: Keys
+    throttle: Throttle
+    now: Callable[[], float]
+
+    def facts(self) -> Facts:
+        """The planner's facts of this moment."""
+        ready = ready_slots(self.store.last_beat(self.settings.rig))
+        return self.ledger.facts(self.now(), self.settings, ready=ready)
+
+
+def ready_slots(beat: Mapping[str, Any] | None) -> list[str] | None:
+    """Slots whose worker lives, as the daemon's last beat says; None when it does not say."""
+    processes = beat.get("processes") if beat else None
+    if not processes:
+        return None
+    return [
+        name.removeprefix(WORKER) for name, state in processes.items() if name.startswith(WORKER) and state["alive"]
+    ]
+
+
+def context(request: Request) -> Context:
+    """What every route works with."""
+    return cast(Context, request.app.state.context)
+
+
+#: For routes: `def list_jobs(rig: Rig)`.
+Rig = Annotated[Context, Depends(context)]

@@ -1,0 +1,179 @@
+"""What a request's body says: strict JSON, and the jobs that a batch or a sweep means.
+
+Python's own reader takes NaN, repeats of a name, and lone surrogates; each of those would be somebody else's trouble later.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import Request
+
+from api.problems import ApiError
+from jobs.spec import FieldError, InvalidSpec
+
+MAX_DEPTH = 32
+#: Larger ones break the programs that read them again.
+MAX_INTEGER = 2**63
+MAX_BATCH = 10_000
+MAX_SWEEP = 1_000
+JSON_TYPE = "application/json"
+
+
+class NotJson(ValueError):
+    """The text is not JSON, or not of the kind that everybody reads alike."""
+
+
+async def json_body(request: Request) -> Any:
+    """The body of a request. Raises ApiError 415 or 400."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != JSON_TYPE:
+        raise ApiError(415, f"Send the body with `Content-Type: {JSON_TYPE}`.")
+    try:
+        return parse_json(await request.body())
+    except NotJson as error:
+        raise ApiError(400, f"The body is not usable JSON: {error}.", type="not-json") from None
+
+
+async def optional_json_body(request: Request) -> Any:
+    """The same where a body may be left out."""
+    if not await request.body():
+        return {}
+    return await json_body(request)
+
+
+def parse_json(raw: bytes) -> Any:
+    """A document that every JSON reader understands alike. Raises NotJson."""
+    try:
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+        )
+        _check(value, MAX_DEPTH)
+    except UnicodeDecodeError:
+        raise NotJson("it is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise NotJson(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise NotJson(f"it is nested deeper than {MAX_DEPTH} levels") from None
+    return value
+
+
+def hash_of(value: object) -> str:
+    """The same for documents that say the same."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def batch_of(body: object) -> list[Mapping[str, Any]]:
+    """The documents of `{"jobs": [...]}` or `{"base": {...}, "sweep": {...}}`. Raises InvalidSpec."""
+    if not isinstance(body, Mapping):
+        raise _wrong("", 'a batch is {"jobs": [...]} or {"base": {...}, "sweep": {...}}')
+    if set(body) == {"jobs"}:
+        return _listed(body["jobs"])
+    if set(body) == {"base", "sweep"}:
+        return list(_swept(body["base"], body["sweep"]))
+    raise _wrong("", f'a batch has "jobs", or "base" and "sweep"; this one has {", ".join(sorted(body)) or "nothing"}')
+
+
+def _listed(documents: object) -> list[Mapping[str, Any]]:
+    if not isinstance(documents, list) or not documents:
+        raise _wrong("jobs", "is a list of at least one job document")
+    if len(documents) > MAX_BATCH:
+        raise _wrong("jobs", f"has {len(documents)} jobs; one batch takes {MAX_BATCH}")
+    return documents
+
+
+def _swept(base: object, sweep: object) -> Iterator[Mapping[str, Any]]:
+    """One document for each combination, named by what makes it different."""
+    if not isinstance(base, Mapping):
+        raise _wrong("base", "is a job document")
+    if not isinstance(sweep, Mapping) or not sweep:
+        raise _wrong("sweep", 'names fields with their values, as in {"learning_rate": [1e-4, 3e-4]}')
+    for name, values in sweep.items():
+        if not isinstance(values, list) or not values:
+            raise _wrong(f"sweep.{name}", "is a list of at least one value")
+    count = math.prod(len(values) for values in sweep.values())
+    if count > MAX_SWEEP:
+        raise _wrong("sweep", f"makes {count} jobs; one sweep makes {MAX_SWEEP} at most")
+    argv = base.get("argv")
+    what = argv[0] if isinstance(argv, list) and argv else base.get("model", "")
+    title = base.get("name") or f"{base.get('kind', '')} {what}".strip()
+    for combination in itertools.product(*sweep.values()):
+        document = dict(base)
+        for name, value in zip(sweep, combination, strict=True):
+            _set(document, name.split("."), value, f"sweep.{name}")
+        parts = " ".join(f"{name}={_short(value)}" for name, value in zip(sweep, combination, strict=True))
+        if "name" not in sweep:
+            document["name"] = f"{str(title)[: max(0, 127 - len(parts))]} {parts}"[:128]
+        yield document
+
+
+def _set(document: dict[str, Any], path: Sequence[str], value: Any, field: str) -> None:
+    """Set a field, or one of an object inside: `lora.r`."""
+    *parents, last = path
+    for name in parents:
+        inner = document.get(name, {})
+        if not isinstance(inner, Mapping):
+            raise _wrong(field, f"{name} is not an object in the base")
+        document[name] = dict(inner)  # a copy: the base is shared by all
+        document = document[name]
+    document[last] = value
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return "".join(c if c.isprintable() else "?" for c in text)[:40]
+
+
+def _wrong(field: str, message: str) -> InvalidSpec:
+    return InvalidSpec([FieldError(field, message)])
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for name, item in pairs:
+        if name in value:
+            raise NotJson(f"the name {ascii(name)[:60]} stands there twice")
+        value[name] = item
+    return value
+
+
+def _refuse_constant(text: str) -> float:
+    raise NotJson(f"{text} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise NotJson(f"{text[:20]} is too large a number")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or abs(value := int(text)) >= MAX_INTEGER:
+        raise NotJson("a whole number is too large")
+    return value
+
+
+def _check(value: object, levels: int) -> None:
+    """Depth, and texts that can be written as UTF-8 again."""
+    if levels == 0:
+        raise NotJson(f"it is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise NotJson("a text holds half a character (a lone surrogate)") from None
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, levels - 1)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check(name, levels - 1)
+            _check(item, levels - 1)

@@ -1,0 +1,306 @@
+"""What a job's page shows: the verdict, attempts, curves, telemetry, parameters, and the command that repeats it."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.curves import Curve, charted
+from api.panels import names
+from api.svg import Chart, Series, chart, clock_ticks
+from api.wording import CAUSE_WORDS, clock, count, duration, is_number, number, telling_metric, words
+from daemon import telemetry
+from daemon.plan import Facts, explain
+from daemon.settings import Settings
+from jobs.model import Attempt, Cause, End, Job, Outcome, State
+from jobs.spec import KINDS
+
+#: Flags that differ from their field's name (api.cli.flags); a test holds them together.
+FLAGS = {"tags": "--tag", "max_runtime_s": "--max-runtime"}
+#: A moment that has passed would not repeat anything.
+NOT_REPEATED = ("kind", "argv", "not_before")
+VERBS = {"finetune": "finetune", "generate": "generate", "command": "run"}
+TELEMETRY_POINTS = 150
+#: A pause in the readings longer than so many of their steps is shown as one.
+GAP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart with its heading and what it says in words."""
+
+    title: str
+    unit: str
+    chart: Chart
+    alt: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A field of the document: its value, what it was before an attempt changed it, and whether the owner set it."""
+
+    name: str
+    value: str
+    was: str | None
+    given: bool
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something that the owner may do with the job now."""
+
+    verb: str
+    label: str
+    question: str
+    danger: bool = False
+
+
+def verdict(job: Job, facts: Facts | None, settings: Settings, now: float) -> str:
+    """How it stands, in one sentence."""
+    match job.state:
+        case State.QUEUED:
+            reason = explain(facts, job) if facts else None
+            return _sentence(reason or "waits")
+        case State.RUNNING:
+            return _running(job, facts, settings, now)
+        case State.SUCCEEDED:
+            telling = telling_metric(job.outcome.metrics) if job.outcome else None
+            found = f": {words(telling[0])} {number(telling[1])}" if telling else ""
+            return f"Succeeded after {duration(_took_s(job, now))}{found}."
+        case State.FAILED:
+            return f"Failed: {_cause(job.outcome)}, after {duration(_took_s(job, now))}."
+        case State.CANCELLED:
+            return "Cancelled" + (f" after {duration(_took_s(job, now))}." if job.started_at else " before it ran.")
+
+
+def acts(job: Job) -> list[Act]:
+    """The buttons: what this state allows."""
+    cancel = Act("cancel", "Cancel job", "It stops; its run folder stays.", danger=True)
+    if job.state is State.QUEUED:
+        return [Act("cancel", "Cancel job", "It leaves the queue; it can be retried later.", danger=True)]
+    if job.state is State.RUNNING and job.wish is None:
+        return [
+            Act(
+                "preempt",
+                "Save and requeue",
+                "It saves its work, goes back to the queue, and goes on from there later.",
+            ),
+            cancel,
+        ]
+    if job.state is State.RUNNING and job.wish is not None and job.wish.kind != "cancel":
+        return [cancel]
+    if job.state in (State.FAILED, State.CANCELLED):
+        return [
+            Act(
+                "retry",
+                "Retry job",
+                "It goes to the end of the queue and resumes from its last checkpoint, if there is one.",
+            )
+        ]
+    return []
+
+
+def loss_panel(curves: Mapping[str, Curve]) -> Panel | None:
+    """The loss, and the evaluations as dots on a line of their own."""
+    loss, evals = curves.get("loss", ()), curves.get("eval_loss", ())
+    series = [Series("loss", loss), Series("eval loss", evals)]
+    drawn = chart(series, marks=evals[-100:])
+    if drawn is None:
+        return None
+    told = [_told(one.label, one.points) for one in series if one.points]
+    return Panel("Loss", "", drawn, "; ".join(told) + ".", tuple(one.label for one in series if one.points))
+
+
+def other_panels(curves: Mapping[str, Curve]) -> list[Panel]:
+    """A small chart for every other number that the job tells."""
+    panels = []
+    for name in charted(curves):
+        drawn = chart([Series(name, curves[name])])
+        if drawn:
+            panels.append(Panel(words(name), "", drawn, _told(words(name), curves[name]) + "."))
+    return panels
+
+
+def telemetry_panels(job: Job, facts: Facts | None, settings: Settings, now: float) -> list[Panel]:
+    """What its slots did during its last attempt; nothing where nothing was sampled."""
+    if not job.attempts:
+        return []
+    run = job.attempts[-1]
+    start, end = run.started_at, run.ended_at or now
+    if end - start < 1:
+        return []
+    rows = {slot: telemetry.series(settings.home, slot, start, end, points=TELEMETRY_POINTS) for slot in run.slots}
+    gap = GAP_STEPS * max(1.0, (end - start) / TELEMETRY_POINTS)
+    ticks = clock_ticks(settings.zone, now)
+    panels = []
+    for title, unit, key, factor, bottom, top in (
+        ("Utilisation", "%", "utilization_mean", 100.0, 0.0, 100.0),
+        ("Power", "W", "power_mean_w", 1.0, 0.0, 10.0),
+        ("Memory", "GiB", "memory_max_bytes", 2.0**-30, 0.0, 1.0),
+        ("Temperature", "°C", "temperature_max_c", 1.0, 20.0, 90.0),
+    ):
+        series = [Series(names(facts, [slot]), _column(points, key, factor)) for slot, points in rows.items()]
+        known = [one for one in series if len(one.points) > 1]
+        highest = max((y for one in known for _, y in one.points), default=0.0)
+        drawn = chart(known, x_range=(start, end), y_range=(bottom, max(top, highest)), x_ticks=ticks, gap=gap)
+        if drawn:
+            alt = "; ".join(f"{one.label} {_mean_and_peak(one.points, unit)}" for one in known) + "."
+            panels.append(Panel(title, unit, drawn, alt, tuple(one.label for one in known) if len(known) > 1 else ()))
+    return panels
+
+
+def parameters(job: Job) -> list[Parameter]:
+    """Every field of the document as it is in force, those that the owner set first."""
+    before, after, usual = (dict(_flat(part)) for part in (job.spec, job.effective_spec, _defaults(job.kind)))
+    found = [
+        Parameter(
+            name=name,
+            value=_text(value),
+            was=_text(before.get(name)) if value != before.get(name) else None,
+            given=value != usual.get(name),
+        )
+        for name, value in after.items()
+        if name not in ("kind", "name") and not (value is None and name not in usual)
+    ]
+    return sorted(found, key=lambda p: not (p.given or p.was is not None))
+
+
+def command(job: Job) -> str:
+    """The command line that submits the same document again."""
+    usual = dict(_flat(_defaults(job.kind)))
+    parts = ["submit", VERBS.get(job.kind, job.kind)]
+    for name, value in _flat(job.spec):
+        if name not in NOT_REPEATED and value is not None and value != usual.get(name):
+            parts += _flags(name, value)
+    if argv := job.spec.get("argv"):
+        parts += ["--", *map(str, argv)]
+    return shlex.join(parts)
+
+
+def metrics(job: Job) -> list[tuple[str, str]]:
+    """The numbers of the result."""
+    found = job.outcome.metrics if job.outcome else {}
+    return [(words(name), number(value)) for name, value in found.items() if is_number(value) or isinstance(value, str)]
+
+
+def attempt_words(run: Attempt) -> str:
+    """How an attempt ended."""
+    if run.end is None:
+        return "running"
+    return f"failed: {CAUSE_WORDS[run.cause]}" if run.cause else run.end.value
+
+
+# -- inside -----------------------------------------------------------------------------------------------------------------
+
+
+def _running(job: Job, facts: Facts | None, settings: Settings, now: float) -> str:
+    if job.wish is not None:
+        asked = "Being cancelled" if job.wish.kind == "cancel" else "Saving its work, then it waits again"
+        return f"{asked}: {_sentence(job.wish.reason)}" if job.wish.reason else f"{asked}."
+    where = f"Running on {names(facts, job.slots)}"
+    progress = job.progress
+    if progress is None or not progress.total:
+        return f"{where} for {duration(now - job.attempts[-1].started_at)}."
+    end = f", done about {clock(now + progress.eta_s, now, settings.zone)}" if progress.eta_s is not None else ""
+    return f"{where}: step {number(progress.step)} of {number(progress.total)}{end}."
+
+
+def _cause(outcome: Outcome | None) -> str:
+    return CAUSE_WORDS[outcome.cause] if outcome and isinstance(outcome.cause, Cause) else "for a reason not known"
+
+
+def _took_s(job: Job, now: float) -> float:
+    """How long it ran, all attempts together."""
+    return sum((run.ended_at or now) - run.started_at for run in job.attempts)
+
+
+def took_s(job: Job, now: float) -> float | None:
+    """How long it ran or has been running; None when it never did."""
+    return _took_s(job, now) if job.attempts else None
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}" if text else ""
+
+
+def _column(points: Sequence[Mapping[str, Any]], key: str, factor: float) -> list[tuple[float, float]]:
+    return [(float(p["at"]), float(p[key]) * factor) for p in points if p[key] is not None]
+
+
+def _told(label: str, points: Curve) -> str:
+    (first, start), (last, end) = points[0], points[-1]
+    if len(points) == 1:
+        return f"{label} {number(end)} at step {number(last)}"
+    return f"{label} from {number(start)} at step {number(first)} to {number(end)} at step {number(last)}"
+
+
+def _mean_and_peak(points: Curve, unit: str) -> str:
+    values = [y for _, y in points]
+    return f"{number(round(sum(values) / len(values), 1))} {unit} on average, {number(round(max(values), 1))} {unit} at most"
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    model = KINDS.get(kind)
+    if model is None:
+        return {}
+    return {name: _plain(field.default) for name, field in model.model_fields.items() if not field.is_required()}
+
+
+def _plain(value: Any) -> Any:
+    """A default as a document has it."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flat(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields by their path; `env` stays one field."""
+    for name, value in document.items():
+        if isinstance(value, Mapping) and name != "env":
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _text(value: Any) -> str:
+    if value is None or value in ([], {}, ""):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return " ".join(shlex.quote(f"{name}={text}") for name, text in value.items())
+    if isinstance(value, (list, tuple)):
+        return shlex.join(map(str, value)) if value else "none"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _flags(name: str, value: Any) -> list[str]:
+    flag = FLAGS.get(name) or "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    if isinstance(value, Mapping):
+        return [part for key, text in value.items() for part in (flag, f"{key}={text}")]
+    if isinstance(value, (list, tuple)):
+        return [part for item in value for part in (flag, str(item))]
+    return [flag, str(value)]
+
+
+def summary(job: Job) -> str:
+    """What kind of job it is, for the line under its name."""
+    parts = [{"finetune": "fine-tune", "generate": "generation"}.get(job.kind, job.kind)]
+    if model := job.spec.get("model"):
+        parts.append(f"of {model}" if job.kind == "finetune" else f"with {model}")
+    if job.gpus > 1:
+        parts.append(f"on {count(job.gpus, 'GPU')}")
+    return " ".join(parts)
+
+
+def ended_how(run: Attempt) -> str:
+    """The state whose mark an attempt wears: one that was interrupted waits again."""
+    if run.end is None:
+        return "running"
+    return "queued" if run.end is End.INTERRUPTED else run.end.value

@@ -1,0 +1,317 @@
+"""The status page: what the rig does now, the queue, what ended; a page for each job. Server-made HTML, readable without script.
+
+    /                     the rig          ?state= ?kind= ?tag= ?q= choose jobs, ?cursor= goes on
+    /jobs/{id}            one job
+    /login                the way in
+    /fragments/...        parts of these pages, for the script that keeps them fresh
+    /static/{name}        style, scripts, icon
+
+Names, logs, numbers and errors are jobs' words: every output of a template is cleaned (`wording.printable`) and escaped.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
+
+import redis
+from fastapi import APIRouter, Query
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from api import job_panel, panels, wording
+from api.auth import NEXT
+from api.context import Context, Rig
+from api.curves import TAIL_LINES, Curves, files, log_end
+from api.problems import ApiError
+from daemon.plan import Facts, explain
+from daemon.settings import Settings
+from daemon.store import UnknownJob
+from jobs.model import Job, State
+from jobs.rundir import read_json, run_dir
+from jobs.spec import KINDS
+
+HERE = Path(__file__).parent
+STATIC = {
+    "overnight.css": "text/css; charset=utf-8",
+    "overnight.js": "text/javascript; charset=utf-8",
+    "login.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+FOREVER = "public, max-age=31536000, immutable"
+#: Filters of the list, as they stand in the address.
+FILTERS = ("state", "kind", "tag", "q")
+STATES = tuple(str(state) for state in State)
+
+router = APIRouter(include_in_schema=False)
+curves = Curves()
+
+Cursor = Annotated[str, Query(pattern=r"^([0-9]{1,18}(\.[0-9]{1,9})?(-[0-9]{1,9})?)?$")]
+Short = Annotated[str, Query(max_length=128)]
+
+
+@router.get("/")
+def status_page(
+    rig: Rig, state: Short = "", kind: Short = "", tag: Short = "", q: Short = "", cursor: Cursor = ""
+) -> Response:
+    """The rig, its queue, and what ended."""
+    chosen = {"state": state, "kind": kind, "tag": tag, "q": q}
+    return _page("home.html", rig, **_home(rig, chosen, cursor))
+
+
+@router.get("/fragments/slots")
+def slots_fragment(rig: Rig) -> Response:
+    """Health, headline and slots: what changes while nothing happens in the queue."""
+    return _page("slots_live.html", rig, **_now(rig))
+
+
+@router.get("/fragments/jobs")
+def jobs_fragment(
+    rig: Rig, state: Short = "", kind: Short = "", tag: Short = "", q: Short = "", cursor: Cursor = ""
+) -> Response:
+    """The lists of jobs."""
+    chosen = {"state": state, "kind": kind, "tag": tag, "q": q}
+    return _page("jobs_live.html", rig, **_home(rig, chosen, cursor))
+
+
+@router.get("/jobs/{job_id}")
+def job_page(rig: Rig, job_id: str) -> Response:
+    """One job."""
+    return _job_page("job.html", rig, job_id)
+
+
+@router.get("/fragments/job/{job_id}")
+def job_fragment(rig: Rig, job_id: str) -> Response:
+    """Everything on a job's page that changes."""
+    return _job_page("job_live.html", rig, job_id)
+
+
+@router.get("/login")
+def login_page(rig: Rig, next: Short = "/") -> Response:
+    """The form for the token. A link with a code is redeemed by the script."""
+    return _page("login.html", rig, next=next if NEXT.fullmatch(next) else "/")
+
+
+@router.get("/static/{name}")
+def static_file(name: str, v: Short = "") -> Response:
+    """Style, scripts and icon. With their own hash in the address they are kept for good."""
+    if name not in STATIC:
+        raise ApiError(404, "Nothing is here.")
+    body, version = _asset(name)
+    return Response(body, media_type=STATIC[name], headers={"Cache-Control": FOREVER if v == version else "no-cache"})
+
+
+# -- the status page ----------------------------------------------------------------------------------------------------------
+
+
+def _now(rig: Context) -> dict[str, Any]:
+    snap = panels.look(rig.store, rig.ledger, rig.settings, rig.now())
+    return {
+        "snap": snap,
+        "facts": snap.facts,
+        "now": snap.now,
+        "heart": panels.heart(snap),
+        "banners": panels.banners(snap),
+        "headline": panels.headline(snap),
+        "subline": panels.subline(snap),
+        "slots": panels.slots(snap),
+        "counts": snap.counts,
+    }
+
+
+def _home(rig: Context, chosen: Mapping[str, str], cursor: str) -> dict[str, Any]:
+    """The rig, and either the queue with what ended, or the jobs that were asked for."""
+    now = _now(rig)
+    filters = {name: value for name, value in chosen.items() if value}
+    lists: dict[str, Any] = {
+        "queue": [],
+        "queue_more": None,
+        "elsewhere": [],
+        "ended": [],
+        "ended_more": None,
+        "found": None,
+    }
+    if (facts := now["facts"]) is not None:
+        try:
+            lists |= _found(rig, facts, filters, cursor) if filters else _lists(rig, facts, cursor)
+        except redis.RedisError:
+            now = _now(rig)  # it went away in between: say so
+    title = (
+        f"{wording.STATE_WORDS[State(state)]} jobs".capitalize()
+        if (state := filters.get("state")) in STATES
+        else "Found jobs"
+    )
+    return {
+        **now,
+        **lists,
+        "filters": filters,
+        "filter_title": title,
+        "cursor": cursor,
+        "kinds": tuple(KINDS),
+        "states": State,
+    }
+
+
+def _lists(rig: Context, facts: Facts, cursor: str) -> dict[str, Any]:
+    queue, queue_more = panels.waiting(facts) if not cursor else ([], None)
+    ended = rig.store.ended(limit=panels.ROWS, cursor=cursor or None)
+    return {
+        "queue": queue,
+        "queue_more": queue_more,
+        "elsewhere": panels.elsewhere(facts) if not cursor else [],
+        "ended": ended.jobs,
+        "ended_more": ended.next,
+    }
+
+
+def _found(rig: Context, facts: Facts, filters: Mapping[str, str], cursor: str) -> dict[str, Any]:
+    """The queue stands in its own order; everything else newest first."""
+    if dict(filters) == {"state": State.QUEUED}:
+        start = int(cursor.partition("-")[0].partition(".")[0] or 0)
+        queue, more = panels.waiting(facts, start)
+        return {"queue": queue, "queue_more": more, "queue_start": start}
+    state = filters.get("state")
+    if state and state not in STATES:
+        return {"found": (), "found_more": None}
+    page = rig.store.page(
+        state=State(state) if state else None,
+        kind=filters.get("kind"),
+        tag=filters.get("tag"),
+        text=filters.get("q"),
+        limit=panels.ROWS,
+        cursor=cursor.partition(".")[0] or None,
+    )
+    reasons = {job.id: explain(facts, job) for job in page.jobs if job.state is State.QUEUED}
+    return {"found": page.jobs, "found_more": page.next, "reasons": reasons}
+
+
+# -- a job's page -------------------------------------------------------------------------------------------------------------
+
+
+def _job_page(template: str, rig: Context, job_id: str) -> Response:
+    now = rig.now()
+    snap = panels.look(rig.store, rig.ledger, rig.settings, now)
+    common: dict[str, Any] = {
+        "now": now,
+        "snap": snap,
+        "heart": panels.heart(snap),
+        "facts": snap.facts,
+        "job_id": job_id,
+    }
+    try:
+        job = _record(rig, job_id)
+    except UnknownJob:
+        return _page("missing.html", rig, 404, banners=panels.banners(snap), **common)
+    except redis.RedisError:
+        return _page("missing.html", rig, 503, banners=panels.banners(snap), **common)
+    return _page(template, rig, **common, banners=_job_banners(snap), **_job(rig, job, snap))
+
+
+def _record(rig: Context, job_id: str) -> Job:
+    """From the queue; from its run folder while the queue does not answer. Raises UnknownJob, RedisError."""
+    if not (job_id.isascii() and job_id.isdigit() and len(job_id) <= 18):
+        raise UnknownJob(job_id)
+    try:
+        return rig.store.get(job_id)
+    except redis.RedisError:
+        record = read_json(run_dir(rig.settings.runs, job_id).state)
+        if record is None:
+            raise
+        return Job.from_json(record)
+
+
+def _job_banners(snap: panels.Snapshot) -> list[panels.Banner]:
+    """Only what makes this page doubtful."""
+    return [banner for banner in panels.banners(snap) if banner.level == "warn"]
+
+
+def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
+    settings, now, facts = rig.settings, snap.now, snap.facts
+    folder = run_dir(settings.runs, job.id)
+    found = curves.read(folder)
+    listed, more = files(folder)
+    return {
+        "job": job,
+        "verdict": job_panel.verdict(job, facts, settings, now),
+        "summary": job_panel.summary(job),
+        "acts": job_panel.acts(job) if facts is not None else [],
+        "took_s": job_panel.took_s(job, now),
+        "loss": job_panel.loss_panel(found),
+        "others": job_panel.other_panels(found),
+        "telemetry": job_panel.telemetry_panels(job, facts, settings, now),
+        "parameters": job_panel.parameters(job),
+        "command": job_panel.command(job),
+        "metrics": job_panel.metrics(job),
+        "log": log_end(folder),
+        "tail_lines": TAIL_LINES,
+        "files": listed,
+        "more_files": more,
+        "price_per_kwh": settings.price_per_kwh,
+    }
+
+
+# -- rendering ----------------------------------------------------------------------------------------------------------------
+
+
+def _page(template: str, rig: Context, status: int = 200, **values: Any) -> HTMLResponse:
+    text = _templates().get_template(template).render(settings=rig.settings, zone=rig.settings.zone, **values)
+    return HTMLResponse(text, status)
+
+
+@cache
+def _templates() -> Environment:
+    """Autoescape everywhere, every output cleaned, a misspelt name is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=wording.printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        name: getattr(wording, name)
+        for name in ("age", "brief", "duration", "energy", "fixed", "number", "percent", "short", "size", "words")
+    }
+    environment.globals |= {
+        "asset": _asset_url,
+        "moment": _moment,
+        "link": _link,
+        "file_link": _file_link,
+        "state_words": wording.STATE_WORDS,
+        "cause_words": wording.CAUSE_WORDS,
+        "count": wording.count,
+        "telling_metric": wording.telling_metric,
+        "panels": panels,
+        "job_panel": job_panel,
+    }
+    return environment
+
+
+def _moment(moment: float, now: float, settings: Settings) -> Markup:
+    """A time of day; the whole of it for those who point at it."""
+    short, whole = wording.clock(moment, now, settings.zone), wording.stamp(moment, settings.zone)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(wording.iso(moment), whole, escape(short))
+
+
+def _link(filters: Mapping[str, str], **changes: str) -> str:
+    """The address of the status page with these filters, and others."""
+    wanted = {name: value for name, value in {**filters, **changes}.items() if value and name in (*FILTERS, "cursor")}
+    return f"/?{urlencode(wanted)}#jobs" if wanted else "/#jobs"
+
+
+def _file_link(job_id: str, path: str) -> str:
+    return f"/api/v1/jobs/{job_id}/files/{quote(path)}"
+
+
+@cache
+def _asset(name: str) -> tuple[bytes, str]:
+    body = (HERE / "static" / name).read_bytes()
+    return body, hashlib.sha256(body).hexdigest()[:12]
+
+
+def _asset_url(name: str) -> str:
+    return f"/static/{name}?v={_asset(name)[1]}"

@@ -1,0 +1,94 @@
+"""What the API says about slots and rigs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel
+
+from daemon.rig import Slot
+from daemon.samples import SlotNow
+from jobs.model import Job, State
+
+
+class GpuView(BaseModel):
+    """One slot: a GPU, or a CPU slot where there is none."""
+
+    id: str
+    rig: str
+    name: str
+    index: int
+    memory_bytes: int
+    paused: bool
+    state: Literal["idle", "busy", "offered", "paused", "lost"]
+    job: str | None
+    sample: dict[str, Any] | None
+    sample_age_s: float | None
+
+    @classmethod
+    def of(
+        cls, slot: Slot, rig: str, *, paused: bool, job: Job | None, sample: SlotNow | None, age_s: float | None
+    ) -> Self:
+        return cls(
+            id=slot.id,
+            rig=rig,
+            name=slot.name,
+            index=slot.index,
+            memory_bytes=slot.memory_bytes,
+            paused=paused,
+            state=_slot_state(paused, job, sample),
+            job=job.id if job else None,
+            sample=asdict(sample) if sample else None,
+            sample_age_s=age_s if sample else None,
+        )
+
+
+class GpuList(BaseModel):
+    """Every slot of every rig of this queue."""
+
+    gpus: list[GpuView]
+
+
+class WindowView(BaseModel):
+    """The hours in which jobs run."""
+
+    setting: Any
+    timezone: str
+    end: str
+    open: bool
+    closes_at: datetime | None
+    opens_at: datetime | None
+
+
+class RigView(BaseModel):
+    """The rig as it is now."""
+
+    name: str
+    paused: bool
+    window: WindowView
+    jobs: dict[str, int]
+    health: dict[str, Any]
+    versions: dict[str, str | None]
+    settings: dict[str, Any]
+    rigs: list[str]
+
+
+def _slot_state(
+    paused: bool, job: Job | None, sample: SlotNow | None
+) -> Literal["idle", "busy", "offered", "paused", "lost"]:
+    if sample is not None and sample.state == "lost":
+        return "lost"
+    if job is not None:
+        return "busy" if job.state is State.RUNNING else "offered"
+    return "paused" if paused else "idle"
+
+
+def occupied(jobs: Mapping[str, Job]) -> dict[tuple[str, str], Job]:
+    """Which job is on which slot of which rig."""
+    return {(job.rig, slot): job for job in jobs.values() for slot in job.slots}
+
+
+def largest(rigs: Mapping[str, Mapping[str, Sequence[Any]]]) -> int:
+    """How many slots the largest rig has; 0 when none has told yet."""
+    return max((len(facts.get("slots", ())) for facts in rigs.values()), default=0)

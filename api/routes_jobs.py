@@ -1,0 +1,195 @@
+"""Jobs: submit, list, look at, change, stop, try again, delete."""
+
+import shutil
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.responses import JSONResponse
+
+from api.context import Context, Rig
+from api.documents import batch_of, json_body, optional_json_body
+from api.problems import documented
+from api.submission import checked, edit, submit, would_wait_because
+from api.views import Batch, JobPage, JobSummary, JobView, Trial, TrialBatch
+from daemon.store import UnknownJob
+from jobs.model import InvalidTransition, Job, State, Wish, WishKind
+from jobs.rundir import run_dir
+from jobs.spec import FieldError, InvalidSpec, dump
+
+BY_OWNER = "Its owner asked for it."
+LONGEST_REASON = 500
+LONGEST_ID = 18
+REPLAY = "Known by its key, or a dry run"
+
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
+
+Body = Annotated[Any, Depends(json_body)]
+OptionalBody = Annotated[Any, Depends(optional_json_body)]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,128}$", description="A repeated call with the same key and body makes no second job.")]  # fmt: skip
+DryRun = Annotated[bool, Query(description="Check everything, store nothing.")]
+EVERYBODY = (401, 403, 421, 503)
+
+
+def known(job_id: str, rig: Rig) -> Job:
+    """The job of the address. Raises UnknownJob for whatever is no id, too."""
+    if not (job_id.isascii() and job_id.isdigit() and len(job_id) <= LONGEST_ID):
+        raise UnknownJob(job_id)
+    return rig.store.get(job_id)
+
+
+KnownJob = Annotated[Job, Depends(known)]
+
+
+def body_of(schema: str) -> dict[str, Any]:
+    """A request body for OpenAPI; the body itself is read by api.documents."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.post(
+    "",
+    operation_id="submitJob",
+    status_code=201,
+    response_model=JobView,
+    responses={**documented(*EVERYBODY, 400, 409, 413, 415, 422), 200: {"model": JobView | Trial, "description": REPLAY}},
+    openapi_extra=body_of("JobDocument"),
+)  # fmt: skip
+def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -> Response:
+    """Submit one job."""
+    if dry_run:
+        [spec] = checked([body], rig, names=lambda _: "")
+        [reason] = would_wait_because([spec], rig.facts())
+        return _json(Trial(job=dump(spec), would_wait_because=reason))
+    done = submit([body], body, rig, key=key, names=lambda _: "")
+    job = JobView.of(done.jobs[0], rig.facts())
+    if done.replayed:
+        return _json(job, headers={"Idempotency-Replayed": "true"})
+    return _json(job, 201, {"Location": f"/api/v1/jobs/{job.id}"})
+
+
+@router.post(
+    "/batch",
+    operation_id="submitBatch",
+    status_code=201,
+    response_model=Batch,
+    responses={**documented(*EVERYBODY, 400, 409, 413, 415, 422), 200: {"model": Batch | TrialBatch, "description": REPLAY}},
+    openapi_extra=body_of("BatchDocument"),
+)  # fmt: skip
+def submit_batch(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -> Response:
+    """Submit many jobs, or a grid of them: all or none."""
+    documents = batch_of(body)
+    if dry_run:
+        specs = checked(documents, rig, names=_in_batch)
+        reasons = would_wait_because(specs, rig.facts())
+        trials = [Trial(job=dump(s), would_wait_because=r) for s, r in zip(specs, reasons, strict=True)]
+        return _json(TrialBatch(jobs=trials))
+    done = submit(documents, body, rig, key=key, names=_in_batch)
+    facts = rig.facts()
+    batch = Batch(jobs=[JobSummary.of(job, facts) for job in done.jobs])
+    return _json(batch, headers={"Idempotency-Replayed": "true"}) if done.replayed else _json(batch, 201)
+
+
+@router.get("", operation_id="listJobs", responses=documented(*EVERYBODY, 422))
+def list_jobs(
+    rig: Rig,
+    state: State | None = None,
+    kind: Annotated[str | None, Query(max_length=32)] = None,
+    tag: Annotated[str | None, Query(max_length=64)] = None,
+    q: Annotated[str | None, Query(max_length=128, description="A part of the name, or an id")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
+) -> JobPage:
+    """Jobs, newest first."""
+    page = rig.store.page(state=state, kind=kind, tag=tag, text=q, limit=limit, cursor=cursor)
+    facts = rig.facts()
+    return JobPage(jobs=[JobView.of(job, facts) for job in page.jobs], next=page.next)
+
+
+@router.get("/{job_id}", operation_id="getJob", responses=documented(*EVERYBODY, 404))
+def get_job(job: KnownJob, rig: Rig) -> JobView:
+    """One job."""
+    return JobView.of(job, rig.facts())
+
+
+@router.patch(
+    "/{job_id}",
+    operation_id="editJob",
+    responses=documented(*EVERYBODY, 400, 404, 409, 413, 415, 422),
+    openapi_extra=body_of("JobChanges"),
+)
+def edit_job(job: KnownJob, rig: Rig, body: Body) -> JobView:
+    """Change a waiting job: any field of its document, `held`, or its `position` (first or last)."""
+    if not isinstance(body, dict):
+        raise InvalidSpec([FieldError("", "changes are an object with fields")])
+    return JobView.of(edit(job.id, body, rig), rig.facts())
+
+
+@router.post("/{job_id}/cancel", operation_id="cancelJob", status_code=202, responses=documented(*EVERYBODY, 404, 409))
+def cancel_job(job: KnownJob, rig: Rig, body: OptionalBody) -> JobView:
+    """Ask it to stop for good. A waiting job is cancelled at once."""
+    return _wished(job, rig, WishKind.CANCEL, body)
+
+
+@router.post(
+    "/{job_id}/preempt", operation_id="preemptJob", status_code=202, responses=documented(*EVERYBODY, 404, 409)
+)
+def preempt_job(job: KnownJob, rig: Rig, body: OptionalBody) -> JobView:
+    """Ask it to save its work, free its GPUs and wait again."""
+    return _wished(job, rig, WishKind.PREEMPT, body)
+
+
+@router.post("/{job_id}/retry", operation_id="retryJob", status_code=202, responses=documented(*EVERYBODY, 404, 409))
+def retry_job(job: KnownJob, rig: Rig) -> JobView:
+    """Queue a failed or cancelled job again. One that waits or runs again already stays as it is."""
+    if job.state.final:
+        try:
+            job = rig.store.retry(job.id)
+        except InvalidTransition:
+            job = rig.store.get(job.id)
+            if job.state.final:
+                raise
+    return JobView.of(job, rig.facts())
+
+
+@router.delete("/{job_id}", operation_id="deleteJob", status_code=204, responses=documented(*EVERYBODY, 404, 409))
+def delete_job(job_id: str, rig: Rig) -> None:
+    """Forget an ended job and remove its run folder."""
+    try:
+        job = known(job_id, rig)
+    except UnknownJob:
+        # the record went first: a folder that was left by a crash in between goes now
+        if not job_id.isdigit() or len(job_id) > LONGEST_ID or not run_dir(rig.settings.runs, job_id).path.is_dir():
+            raise
+    else:
+        _refuse_while_needed(job, rig)
+        rig.store.delete(job.id)
+    folder = run_dir(rig.settings.runs, job_id).path
+    if folder.is_symlink():  # a job's doing: what it leads to is not ours
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def _refuse_while_needed(job: Job, rig: Context) -> None:
+    if not job.state.final:
+        raise InvalidTransition(f"job {job.id} is {job.state}; cancel it first")
+    if waiting := [other.id for other in rig.facts().jobs.values() if job.id in other.after]:
+        raise InvalidTransition(f"job {waiting[0]} needs the result of job {job.id}; cancel that one first")
+
+
+def _wished(job: Job, rig: Context, kind: WishKind, body: object) -> JobView:
+    reason = body.get("reason", BY_OWNER) if isinstance(body, dict) else None
+    if not isinstance(reason, str) or len(reason) > LONGEST_REASON or set(body) - {"reason"}:  # type: ignore[call-overload]
+        raise InvalidSpec([FieldError("reason", f"is a text of at most {LONGEST_REASON} characters, the only field")])
+    after = rig.store.wish(job.id, Wish(kind=kind, reason=reason, asked_at=rig.now()))
+    return JobView.of(after, rig.facts())
+
+
+def _in_batch(number: int) -> str:
+    return f"jobs.{number}"
+
+
+def _json(
+    view: JobView | Batch | Trial | TrialBatch, status: Literal[200, 201] = 200, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse(view.model_dump(mode="json"), status, headers)

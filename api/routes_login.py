@@ -1,0 +1,77 @@
+"""Logging a browser in: a one-use code from whoever holds the token, or the token itself, for a session cookie."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from api.auth import COOKIE, NEXT, SESSION_TTL_S, Keys
+from api.context import Rig
+from api.documents import json_body
+from api.problems import ApiError, documented
+
+FORM = "application/x-www-form-urlencoded"
+WRONG = "This code or token opens nothing. Codes work once, for 10 minutes; `overnight token` makes a new one."
+
+router = APIRouter()
+
+
+class LoginCode(BaseModel):
+    """A link that logs a browser in, once."""
+
+    code: str
+    url: str
+    expires_at: datetime
+
+
+@router.post(
+    "/api/v1/login-codes", operation_id="createLoginCode", tags=["login"], status_code=201, responses=documented(401)
+)
+def create_login_code(request: Request, rig: Rig) -> LoginCode:
+    """Make a code that opens one session within 10 minutes."""
+    code, ends_at = rig.keys.new_code()
+    # behind the fragment's #: browsers send it to nobody, so no log and no Referer has it
+    url = f"{request.url.scheme}://{request.headers['host']}/login#code={code}"
+    return LoginCode(code=code, url=url, expires_at=datetime.fromtimestamp(ends_at, UTC))
+
+
+@router.post("/login", include_in_schema=False)
+async def log_in(request: Request, rig: Rig) -> Response:
+    """Open a session with a code or the token: JSON from the page's script, a form where scripts are off."""
+    is_form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
+    shown = _form(await request.body()) if is_form else _texts(await json_body(request))
+    if not await run_in_threadpool(_opens, shown, rig.keys):
+        if rig.throttle.fail(request.client.host if request.client else ""):
+            raise ApiError(429, "Too many wrong logins from this address.", headers={"Retry-After": "60"})
+        raise ApiError(401, WRONG)
+    wanted = shown.get("next", "/")
+    target = wanted if NEXT.fullmatch(wanted) else "/"
+    answer: Response = RedirectResponse(target, 303) if is_form else JSONResponse({"next": target})
+    is_https = request.url.scheme == "https"
+    session = rig.keys.new_session()
+    answer.set_cookie(COOKIE, session, max_age=SESSION_TTL_S, httponly=True, samesite="lax", secure=is_https)
+    return answer
+
+
+def _opens(shown: Mapping[str, str], keys: Keys) -> bool:
+    if code := shown.get("code"):
+        return keys.redeem(code)
+    return keys.fits(shown.get("token", "").strip().encode())
+
+
+def _form(raw: bytes) -> dict[str, str]:
+    try:
+        fields = parse_qs(raw.decode("ascii"), max_num_fields=10)
+    except ValueError:
+        raise ApiError(400, "The form cannot be read.") from None
+    return {name: values[0] for name, values in fields.items()}
+
+
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise ApiError(422, 'Send {"code": "..."} or {"token": "..."}.')
+    return value

@@ -1,0 +1,154 @@
+"""The rig: its slots, its settings and its health."""
+
+import platform
+import re
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import redis
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from api.context import Context, Rig
+from api.problems import ApiError, documented, problem
+from api.rig_views import GpuList, GpuView, RigView, WindowView, occupied
+from api.routes_jobs import EVERYBODY
+from api.views import moment_or_none
+from daemon import telemetry
+from daemon.rig import Slot
+
+#: Their versions explain most surprises.
+PACKAGES = ("overnight", "torch", "transformers", "trl", "peft", "rq", "redis", "fastapi", "pydantic")
+PASSWORD = re.compile(r"(?<=://)[^/]*@")
+
+router = APIRouter(prefix="/api/v1", tags=["rig"])
+health = APIRouter(tags=["health"])
+
+
+@health.get("/healthz", operation_id="isAlive")
+def is_alive() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "alive"}
+
+
+@health.get("/readyz", operation_id="isReady", responses=documented(503))
+def is_ready(rig: Rig) -> Response:
+    """Jobs can be accepted and run. Says no more than that: everybody may ask."""
+    try:
+        beat = rig.store.last_beat(rig.settings.rig)
+    except redis.RedisError:
+        return problem(503, "The queue is not reachable.")
+    if beat is None:
+        return problem(503, "The daemon is silent.")
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/gpus", operation_id="listGpus", responses=documented(*EVERYBODY))
+def list_gpus(rig: Rig) -> GpuList:
+    """Every slot with its latest sample and what it does."""
+    return GpuList(gpus=_gpus(rig))
+
+
+@router.post("/gpus/{slot_id}/pause", operation_id="pauseGpu", responses=documented(*EVERYBODY, 404))
+def pause_gpu(slot_id: str, rig: Rig) -> GpuView:
+    """No new job starts on it. What runs goes on."""
+    return _set_paused(slot_id, rig, rig.store.pause)
+
+
+@router.post("/gpus/{slot_id}/resume", operation_id="resumeGpu", responses=documented(*EVERYBODY, 404))
+def resume_gpu(slot_id: str, rig: Rig) -> GpuView:
+    """It takes jobs again."""
+    return _set_paused(slot_id, rig, rig.store.resume)
+
+
+@router.get("/rig", operation_id="getRig", responses=documented(*EVERYBODY))
+def get_rig(rig: Rig) -> RigView:
+    """Settings in force, window, versions and health."""
+    settings, now = rig.settings, rig.now()
+    windows, zone = settings.windows, settings.zone
+    rigs = rig.store.rigs()
+    return RigView(
+        name=settings.rig,
+        paused=settings.rig in rig.store.paused(),
+        window=WindowView(
+            setting=settings.window,
+            timezone=zone.key,
+            end=settings.window_end,
+            open=windows.is_open(now, zone),
+            closes_at=moment_or_none(windows.closes_at(now, zone)),
+            opens_at=moment_or_none(windows.opens_at(now, zone)),
+        ),
+        jobs=rig.store.counts(),
+        health=_health(rig, rigs.get(settings.rig, {}), now),
+        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        settings=_settings(rig),
+        rigs=list(rigs),
+    )
+
+
+@router.post("/rig/pause", operation_id="pauseRig", responses=documented(*EVERYBODY))
+def pause_rig(rig: Rig) -> RigView:
+    """No new job starts on this rig. What runs goes on."""
+    rig.store.pause(rig.settings.rig)
+    return get_rig(rig)
+
+
+@router.post("/rig/resume", operation_id="resumeRig", responses=documented(*EVERYBODY))
+def resume_rig(rig: Rig) -> RigView:
+    """The rig takes jobs again."""
+    rig.store.resume(rig.settings.rig)
+    return get_rig(rig)
+
+
+def _gpus(rig: Context) -> list[GpuView]:
+    """Samples are known for this rig's slots only."""
+    live = telemetry.latest(rig.settings.home, now=rig.now())
+    paused, jobs = rig.store.paused(), occupied(rig.facts().jobs)
+    views = []
+    for name, facts in rig.store.rigs().items():
+        for slot in map(Slot.from_json, facts.get("slots", ())):
+            sample = live.slots.get(slot.id) if name == rig.settings.rig else None
+            is_paused = f"{name}:{slot.id}" in paused
+            job = jobs.get((name, slot.id))
+            views.append(GpuView.of(slot, name, paused=is_paused, job=job, sample=sample, age_s=live.age_s))
+    return views
+
+
+def _set_paused(slot_id: str, rig: Context, change: Callable[[str, str], None]) -> GpuView:
+    """On this rig where it has such a slot, else on the one that has it."""
+    found = [view for view in _gpus(rig) if view.id == slot_id]
+    if not found:
+        raise ApiError(404, "No rig of this queue has such a slot. GET /api/v1/gpus lists them.")
+    mine = next((view for view in found if view.rig == rig.settings.rig), found[0])
+    change(mine.rig, slot_id)
+    return next(view for view in _gpus(rig) if (view.rig, view.id) == (mine.rig, slot_id))
+
+
+def _health(rig: Context, facts: dict[str, Any], now: float) -> dict[str, Any]:
+    """What lives, and what is wrong."""
+    beat = rig.store.last_beat(rig.settings.rig)
+    live = telemetry.latest(rig.settings.home, now=now)
+    return {
+        "redis": rig.store.ping(),
+        "daemon": {"alive": beat is not None, "age_s": max(0.0, now - beat["at"]) if beat else None},
+        "processes": beat.get("processes", {}) if beat else {},
+        "sampler": {"source": live.source, "age_s": live.age_s, "problem": live.problem},
+        "gpus": facts.get("problem"),
+        "started_at": moment_or_none(facts.get("started_at")),
+    }
+
+
+def _settings(rig: Context) -> dict[str, Any]:
+    """As they are in force. A password in the Redis URL is left out; secrets are no settings."""
+    shown = rig.settings.model_dump(mode="json")
+    if shown["redis_url"]:
+        shown["redis_url"] = PASSWORD.sub("…@", shown["redis_url"])
+    return shown
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,233 @@
+// Keeps the page fresh: one event stream tells that something changed, the server renders the parts that did.
+// Nothing here makes HTML of data; texts go through textContent only.
+
+const FRAGMENT_EVERY_MS = 1000; // at most
+const IDLE_EVERY_MS = { slots: 5000, job: 3000 }; // readings and logs change without an event
+const LOST_AFTER_MS = 4000;
+const TYPES = ["submitted", "state", "progress", "metric", "log", "rig", "deleted", "resync"];
+
+const root = document.documentElement;
+const parts = (document.body.dataset.live || "").split(" ").filter(Boolean);
+const ownJob = document.body.dataset.job;
+const link = document.getElementById("link");
+
+let stream = null;
+let lastId = document.body.dataset.since || "";
+let retryMs = 1000;
+let lostSince = 0;
+let due = new Set();
+let timer = 0;
+let fetchedAt = 0;
+
+root.classList.add("js");
+
+// -- the stream ------------------------------------------------------------------------------------------------------
+
+function open() {
+  close();
+  stream = new EventSource("/api/v1/events" + (lastId ? "?since=" + encodeURIComponent(lastId) : ""));
+  stream.onopen = () => {
+    retryMs = 1000;
+    found();
+  };
+  stream.onerror = () => {
+    lost();
+    if (stream && stream.readyState === EventSource.CLOSED) {
+      // an answer that is no stream: the browser does not try again by itself
+      setTimeout(() => document.hidden || open(), retryMs);
+      retryMs = Math.min(30000, retryMs * 2);
+    }
+  };
+  for (const type of TYPES) stream.addEventListener(type, (event) => happened(type, event));
+}
+
+function close() {
+  if (stream) stream.close();
+  stream = null;
+}
+
+function happened(type, event) {
+  if (event.lastEventId) lastId = event.lastEventId;
+  if (ownJob) {
+    if (type === "resync" || type === "rig" || jobOf(event) === ownJob) want(parts);
+  } else if (type === "progress" || type === "metric" || type === "log") {
+    want(["slots"]);
+  } else {
+    want(parts);
+  }
+}
+
+function jobOf(event) {
+  try {
+    const job = JSON.parse(event.data).job;
+    return job && typeof job === "object" ? String(job.id) : String(job ?? "");
+  } catch {
+    return "";
+  }
+}
+
+// -- fragments ---------------------------------------------------------------------------------------------------------
+
+function want(names) {
+  for (const name of names) due.add(name);
+  if (!timer && due.size) timer = setTimeout(fetchDue, Math.max(0, fetchedAt + FRAGMENT_EVERY_MS - Date.now()));
+}
+
+async function fetchDue() {
+  const names = [...due];
+  due = new Set();
+  fetchedAt = Date.now();
+  try {
+    for (const name of names) await fetchPart(name);
+    found();
+  } catch {
+    lost();
+  }
+  fetchedAt = Date.now(); // from the end: a slow rig is asked less often
+  timer = 0;
+  want([]);
+}
+
+async function fetchPart(name) {
+  const query = name === "jobs" ? location.search : "";
+  const answer = await fetch("/fragments/" + name + query);
+  if (answer.status === 401 || answer.redirected) {
+    location.assign("/login?next=" + encodeURIComponent(location.pathname));
+  } else if (answer.status === 404) {
+    location.reload();
+  } else if (answer.ok) {
+    show(await answer.text());
+  } else {
+    throw new Error(String(answer.status));
+  }
+}
+
+function show(html) {
+  const fresh = new DOMParser().parseFromString(html, "text/html").body;
+  for (const part of [...fresh.children]) {
+    const old = part.id && document.getElementById(part.id);
+    if (old) replace(old, part);
+  }
+  const titled = document.querySelector("[data-title]");
+  if (titled) document.title = titled.dataset.title;
+}
+
+function replace(old, fresh) {
+  if (fresh.id === "columns") return replaceInside(old, fresh);
+  for (const details of old.querySelectorAll("details[open]")) {
+    const same = details.id && fresh.querySelector("#" + CSS.escape(details.id));
+    if (same) same.open = true;
+  }
+  if (old.isEqualNode(fresh) || isBeingRead(old)) return;
+  const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+  old.replaceWith(fresh);
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+  for (const log of fresh.querySelectorAll("pre.log")) log.scrollTop = log.scrollHeight;
+}
+
+// The columns of a job's page: part by part, so that what did not change stays as it is.
+function replaceInside(old, fresh) {
+  for (const part of [...fresh.querySelectorAll(":scope > div > [id]")]) {
+    const same = document.getElementById(part.id);
+    if (same && old.contains(same)) replace(same, part);
+  }
+}
+
+// Text that is being selected, or a log that was scrolled back, is left alone.
+function isBeingRead(part) {
+  const selection = getSelection();
+  if (selection && !selection.isCollapsed && part.contains(selection.anchorNode)) return true;
+  const log = part.querySelector("pre.log");
+  return Boolean(log) && log.scrollHeight - log.scrollTop - log.clientHeight > 40;
+}
+
+// -- connection --------------------------------------------------------------------------------------------------------
+
+function lost() {
+  lostSince ||= Date.now();
+}
+
+function found() {
+  lostSince = 0;
+  if (link.dataset.kind === "lost") say("");
+}
+
+function say(text, kind = "") {
+  if (link.textContent !== text) link.textContent = text;
+  link.dataset.kind = kind;
+}
+
+function tick() {
+  if (document.hidden) return;
+  if (lostSince && Date.now() - lostSince > LOST_AFTER_MS) {
+    say("No connection to the rig: this is what was known before. It reconnects by itself.", "lost");
+  }
+  const ended = ownJob && !document.querySelector("#jobhead.queued, #jobhead.running");
+  const everyMs = ownJob ? IDLE_EVERY_MS.job : IDLE_EVERY_MS.slots;
+  if (!ended && Date.now() - fetchedAt >= everyMs) want(ownJob ? parts : ["slots"]);
+}
+
+// -- buttons -----------------------------------------------------------------------------------------------------------
+
+function confirmed(label, question) {
+  const dialog = document.getElementById("confirm");
+  document.getElementById("confirm-title").textContent = label;
+  document.getElementById("confirm-text").textContent = question;
+  document.getElementById("confirm-yes").textContent = label;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+async function post(button) {
+  const { post: url, label, question } = button.dataset;
+  if (!(await confirmed(label, question))) return;
+  button.disabled = true;
+  say("");
+  try {
+    const answer = await fetch(url, { method: "POST" });
+    if (!answer.ok) say(`${label}: ${(await answer.json().catch(() => ({}))).detail || "refused"}`, "refused");
+  } catch {
+    say(`${label}: the rig did not answer. Nothing is known of it; look again in a moment.`, "refused");
+  }
+  button.disabled = false;
+  fetchedAt = 0;
+  want(parts);
+}
+
+async function copy(button) {
+  const text = document.getElementById(button.dataset.copy);
+  getSelection().selectAllChildren(text);
+  // the clipboard's own interface exists on https and localhost only
+  const done = navigator.clipboard ? await navigator.clipboard.writeText(text.textContent).then(() => true, () => false) : document.execCommand("copy");
+  if (!done) return;
+  getSelection().removeAllRanges();
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button?.dataset.post) post(button);
+  if (button?.dataset.copy) copy(button);
+});
+
+// -- start, and rest while nobody looks ------------------------------------------------------------------------------------
+
+function wake() {
+  open();
+  fetchedAt = 0;
+  want(parts);
+}
+
+if (parts.length) {
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : wake()));
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", (event) => event.persisted && wake());
+  setInterval(tick, 1000);
+  if (!document.hidden) open();
+  fetchedAt = Date.now();
+}
+for (const log of document.querySelectorAll("pre.log")) log.scrollTop = log.scrollHeight;

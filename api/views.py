@@ -1,0 +1,256 @@
+"""What the API says about jobs: the shapes of its answers, and how they are made from records."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from daemon.plan import Facts, explain
+from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
+
+
+class AttemptView(BaseModel):
+    """One run of a job."""
+
+    number: int
+    rig: str
+    slots: list[str]
+    started_at: datetime
+    ended_at: datetime | None
+    end: End | None
+    cause: Cause | None
+    message: str
+    usage: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: Attempt) -> Self:
+        return cls(
+            number=run.number,
+            rig=run.rig,
+            slots=list(run.slots),
+            started_at=moment(run.started_at),
+            ended_at=moment_or_none(run.ended_at),
+            end=run.end,
+            cause=run.cause,
+            message=run.message,
+            usage=dict(run.usage),
+        )
+
+
+class WishView(BaseModel):
+    """What somebody asked of a running job."""
+
+    kind: WishKind
+    reason: str
+    asked_at: datetime
+
+    @classmethod
+    def of(cls, wish: Wish | None) -> Self | None:
+        return cls(kind=wish.kind, reason=wish.reason, asked_at=moment(wish.asked_at)) if wish else None
+
+
+class ProgressView(BaseModel):
+    """How far the running attempt is."""
+
+    phase: str
+    step: int
+    total: int
+    fraction: float
+    eta_s: float | None
+    metrics: dict[str, Any]
+
+    @classmethod
+    def of(cls, progress: Progress | None) -> Self | None:
+        return cls(**asdict(progress), fraction=progress.fraction) if progress else None
+
+
+class OutcomeView(BaseModel):
+    """How the job ended, in words for its owner."""
+
+    end: End
+    cause: Cause | None
+    message: str
+    hint: str
+
+    @classmethod
+    def of(cls, outcome: Outcome | None) -> Self | None:
+        if outcome is None:
+            return None
+        return cls(end=outcome.end, cause=outcome.cause, message=outcome.message, hint=outcome.hint)
+
+
+class UsageView(BaseModel):
+    """What all attempts used together; further names as telemetry knows them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    gpu_s: float | None = None
+    energy_j: float | None = None
+    peak_vram_bytes: int | None = None
+
+
+class JobSummary(BaseModel):
+    """The least about a job."""
+
+    id: str
+    kind: str
+    name: str
+    tags: list[str]
+    state: State
+    waiting_because: str | None
+
+    @classmethod
+    def of(cls, job: Job, facts: Facts) -> Self:
+        return cls(
+            id=job.id,
+            kind=job.kind,
+            name=job.name,
+            tags=list(job.tags),
+            state=job.state,
+            waiting_because=explain(facts, job),
+        )
+
+
+class JobView(JobSummary):
+    """A job in full. Secrets appear by name only: their values are never in a record."""
+
+    priority: Priority
+    gpus: int
+    held: bool
+    after: list[str]
+    not_before: datetime | None
+    window: str
+    attempt: int
+    max_attempts: int
+    attempts: list[AttemptView]
+    slots: list[str]
+    wish: WishView | None
+    progress: ProgressView | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    outcome: OutcomeView | None
+    usage: UsageView
+    metrics: dict[str, Any]
+    spec: dict[str, Any]
+    next_fields: dict[str, Any]
+
+    @classmethod
+    def of(cls, job: Job, facts: Facts) -> Self:
+        return cls(
+            **JobSummary.of(job, facts).model_dump(),
+            priority=job.priority,
+            gpus=job.gpus,
+            held=job.held,
+            after=list(job.after),
+            not_before=moment_or_none(job.not_before),
+            window=job.window,
+            attempt=job.attempt,
+            max_attempts=job.max_attempts,
+            attempts=[AttemptView.of(run) for run in job.attempts],
+            slots=list(job.slots),
+            wish=WishView.of(job.wish),
+            progress=ProgressView.of(job.progress),
+            created_at=moment(job.created_at),
+            started_at=moment_or_none(job.started_at),
+            finished_at=moment_or_none(job.finished_at),
+            outcome=OutcomeView.of(job.outcome),
+            usage=UsageView(**total_usage(job.attempts)),
+            metrics=dict(job.outcome.metrics if job.outcome else job.progress.metrics if job.progress else {}),
+            spec=dict(job.spec),
+            next_fields=dict(job.next_fields),
+        )
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first."""
+
+    jobs: list[JobView]
+    next: str | None
+
+
+class Batch(BaseModel):
+    """The jobs of one batch, in its order."""
+
+    jobs: list[JobSummary]
+
+
+class Trial(BaseModel):
+    """A document that would be accepted, with every field filled in."""
+
+    job: dict[str, Any]
+    would_wait_because: str | None
+
+
+class TrialBatch(BaseModel):
+    """The same for a batch."""
+
+    jobs: list[Trial]
+
+
+class FileView(BaseModel):
+    """One file of a run folder."""
+
+    path: str
+    size_bytes: int
+    modified_at: datetime
+
+
+class FileList(BaseModel):
+    """The files of a run folder. `truncated`: there are more; the archive has all."""
+
+    files: list[FileView]
+    truncated: bool
+
+
+class TelemetryPoint(BaseModel):
+    """Averages and peaks of one slot over one step of time."""
+
+    model_config = ConfigDict(extra="allow")
+
+    at: datetime
+
+
+class TelemetryView(BaseModel):
+    """What a job's slots did while it ran."""
+
+    start: datetime | None
+    end: datetime | None
+    slots: dict[str, list[TelemetryPoint]]
+
+
+def moment(epoch_s: float) -> datetime:
+    """As JSON shows it: ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(round(epoch_s, 3), UTC)
+
+
+def moment_or_none(epoch_s: float | None) -> datetime | None:
+    return None if epoch_s is None else moment(epoch_s)
+
+
+def total_usage(attempts: Iterable[Attempt]) -> dict[str, Any]:
+    """What the attempts used together: sums of seconds and joules, the highest of peaks, means by time."""
+    total: dict[str, Any] = {}
+    weight_s = 0.0
+    for run in attempts:
+        run_s = _number(run.usage.get("gpu_s")) or 0.0
+        for name, value in run.usage.items():
+            total[name] = _together(name, total.get(name), value, weight_s, run_s)
+        weight_s += run_s
+    return total
+
+
+def _together(name: str, before: Any, value: Any, before_s: float, value_s: float) -> Any:
+    if _number(value) is None or _number(before) is None:
+        return before if value is None else value
+    if name.endswith(("_s", "_j")):
+        return before + value
+    if name.endswith("_mean") or name == "coverage":
+        return (before * before_s + value * value_s) / (before_s + value_s) if before_s + value_s else value
+    return max(before, value)
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
