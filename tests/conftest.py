@@ -1,15 +1,23 @@
 """What all tests share: a rig's settings in a short temporary folder, and a real, private Redis."""
 
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from fake_nvml.fakenvml import COMPILER, FakeNvml, build
 
 from daemon import redis_server
 from daemon.settings import Settings
 from daemon.store import Store, connect
+from jobs import demo_model
+
+
+def pytest_configure() -> None:
+    """A shell that runs us in the background has SIGINT ignored, and every process below would ignore its Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -43,3 +51,30 @@ def store(redis_address: str) -> Iterator[Store]:
     store.redis.flushall()
     yield store
     store.redis.close()
+
+
+@pytest.fixture(scope="session")
+def fake_nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the fake NVIDIA driver is built, once per session."""
+    if shutil.which(COMPILER[0]) is None:
+        pytest.skip(f"{COMPILER[0]} is not installed: it builds the fake NVIDIA driver")
+    return tmp_path_factory.mktemp("nvml")
+
+
+@pytest.fixture
+def fake_nvml(fake_nvml_folder: Path) -> Callable[..., FakeNvml]:
+    """Makes a machine with GPUs of the named profiles: `fake_nvml(["3090", "h200"])`."""
+
+    def make(gpus: Sequence[str], *, hide: Sequence[str] = (), driver: str = "580.95.05") -> FakeNvml:
+        return FakeNvml.create(fake_nvml_folder, build(fake_nvml_folder, hide), gpus, driver)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(pytestconfig: pytest.Config) -> Path:
+    """Real weights cut to two layers: every mechanism works on it within seconds. Converted once per checkout."""
+    try:
+        return demo_model.prepare(pytestconfig.cache.mkdir("models"), layers=2)
+    except demo_model.DemoModelMissing as error:
+        pytest.skip(str(error))

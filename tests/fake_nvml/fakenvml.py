@@ -1,8 +1,8 @@
 """Build, load and script the fake libnvidia-ml.so.1.
 
-    fake = FakeNvml.create(folder, build(folder), ["3090", "3090"])
-    subprocess.Popen(argv, env=fake.env())         # children get the fake driver
-    fake.busy(0); fake.xid(0, 79); fake.lose(0)    # and see each change at once
+fake = FakeNvml.create(folder, build(folder), ["3090", "3090"])
+subprocess.Popen(argv, env=fake.env())         # children get the fake driver
+fake.busy(0); fake.xid(0, 79); fake.lose(0)    # and see each change at once
 """
 
 import ctypes
@@ -20,7 +20,16 @@ from fake_nvml import layout
 from fake_nvml.layout import FUNCTIONS, State
 
 SOURCE = Path(__file__).with_name("fakenvml.c")
-COMPILER = ("gcc", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wl,-soname,libnvidia-ml.so.1")
+COMPILER = (
+    "gcc",
+    "-O1",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wl,-soname,libnvidia-ml.so.1",
+)
 XID_EVENT = 8
 GPU_IS_LOST = 15
 KIND_BITS = {"C": 1, "G": 2, "M": 4}
@@ -151,9 +160,9 @@ class FakeNvml:
         folders = [str(self.library.parent), env.get("LD_LIBRARY_PATH", "")]
         return env | {"LD_LIBRARY_PATH": ":".join(filter(None, folders)), "FAKE_NVML_STATE": str(self.path)}
 
-    def preload(self) -> None:
+    def preload(self) -> ctypes.CDLL:
         """Load it into this process, before nvmlInit: glibc then finds it by its SONAME. One machine per process."""
-        ctypes.CDLL(str(self.library), mode=ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(self.library), mode=ctypes.RTLD_GLOBAL)
 
     # ---- scripting
 

@@ -1,0 +1,94 @@
+"""Run folders for tests, and real processes that carry them out: forked from one that has imported torch, as on a rig."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from until import until
+
+from jobs.__main__ import main
+from jobs.run import Order
+from jobs.rundir import RunDir, read_json, read_json_lines
+from jobs.spec import dump, parse
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_folder(
+    path: Path, document: Mapping[str, Any], paths: Mapping[str, object], *, resume: bool = False, attempt: int = 1
+) -> RunDir:
+    """A run folder with the orders for one attempt; the attempt's number is its fence, too."""
+    folder = RunDir(path)
+    folder.create()
+    spec = dump(parse(document))
+    places = {name: str(place) for name, place in paths.items()}
+    Order(job_id="1", attempt=attempt, fence=attempt, resume=resume, spec=spec, paths=places).write(folder)
+    return folder
+
+
+#: What the processes find, and this one does not keep. Threads that wait for each other on a busy machine are slower than one.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),  # for the server's own imports
+}
+
+
+def start(folder: RunDir) -> ForkServerProcess:
+    """Start the attempt in a process of its own; its output goes to log.txt."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jobs.finetune", "jobs.generate"])
+    process = context.Process(target=_attempt, args=(str(folder.path),), daemon=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        process.start()  # the first one starts the server, which keeps this environment
+    return process
+
+
+def _attempt(path: str) -> None:
+    folder = RunDir(Path(path))
+    log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
+    sys.exit(main(folder.path))
+
+
+def finish(folder: RunDir, *, within_s: float = 120.0) -> int | None:
+    """Run the attempt to its end. Returns its exit status."""
+    return ended(start(folder), within_s=within_s)
+
+
+def ended(process: ForkServerProcess, *, within_s: float = 120.0) -> int | None:
+    """Wait for the end of an attempt; negative: the signal that killed it."""
+    process.join(within_s)
+    assert process.exitcode is not None, f"still running after {within_s} s"
+    return process.exitcode
+
+
+def at_step(folder: RunDir, process: ForkServerProcess, step: int) -> None:
+    """Return when the attempt has told that it is at this step."""
+    until(
+        lambda: (read_json(folder.progress) or {}).get("step", 0) >= step or process.exitcode is not None,
+        within_s=120,
+        evidence=lambda: log(folder),
+    )
+    assert process.exitcode is None, log(folder)
+
+
+def log(folder: RunDir) -> str:
+    """What the attempts in this folder printed."""
+    return folder.log.read_text() if folder.log.exists() else ""
+
+
+def curve(folder: RunDir) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that have a loss, without their times."""
+    lines = [line for line in read_json_lines(folder.metrics) if "loss" in line]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]

@@ -1,0 +1,64 @@
+"""The examples that the project ships: valid, and the fine-tune teaches what it promises."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attempts import curve, finish, log, run_folder
+
+from jobs import demo_model
+from jobs.data import check_prompts, check_training
+from jobs.rundir import RunDir, read_json_lines
+from jobs.spec import parse
+
+EXAMPLES = Path(__file__).parents[2] / "deploy/examples"
+
+
+def document(name: str) -> dict[str, Any]:
+    return tomllib.loads((EXAMPLES / f"{name}.toml").read_text())
+
+
+@pytest.mark.parametrize("kind", ["finetune", "generate", "command"])
+def test_every_document_is_valid(kind: str) -> None:
+    spec = parse(document(kind))
+    assert (spec.kind, spec.window) == (kind, "any")
+
+
+def test_their_rows_are_valid() -> None:
+    assert check_training(EXAMPLES / document("finetune")["data"]).rows >= 120
+    assert check_prompts(EXAMPLES / document("generate")["data"]).rows == 20
+
+
+def test_the_command_tells_what_the_rig_is_made_of(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, document("command"), {})
+    assert finish(folder) == 0, log(folder)
+    facts = json.loads((folder.output / "rig.json").read_text())
+    assert f"cpu_threads: {facts['cpu_threads']}" in log(folder)
+
+
+@pytest.mark.slow
+def test_the_small_model_learns_the_keepers_style(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    try:
+        model = demo_model.prepare(pytestconfig.cache.mkdir("models"))
+    except demo_model.DemoModelMissing as error:
+        pytest.skip(str(error))
+    tuned = run_folder(
+        tmp_path / "1", document("finetune"), {"model": model, "data": EXAMPLES / document("finetune")["data"]}
+    )
+    assert finish(tuned, within_s=900) == 0, log(tuned)
+    losses = [line["loss"] for line in curve(tuned)]
+    assert sum(losses[-8:]) < 0.7 * sum(losses[:2]) / 2 * 8  # each step sees four other rows
+    asked = ask(tmp_path / "2", model, adapter=tuned.adapter)
+    assert sum(answer["text"].startswith("Night log:") for answer in asked) >= 15
+    plain = ask(tmp_path / "3", model)
+    assert not any(answer["text"].startswith("Night log:") for answer in plain)
+
+
+def ask(path: Path, model: Path, *, adapter: Path | None = None) -> list[dict[str, Any]]:
+    spec = {**document("generate"), "adapter": adapter and str(adapter)}
+    places = {"model": model, "data": EXAMPLES / spec["data"], **({"adapter": adapter} if adapter else {})}
+    folder: RunDir = run_folder(path, spec, places)
+    assert finish(folder, within_s=300) == 0, log(folder)
+    return list(read_json_lines(folder.generations))

@@ -1,0 +1,100 @@
+"""Rigs with several GPUs, played by the fake driver: who is pinned to what, proven from the job's own environment."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from fake_nvml.fakenvml import FakeNvml
+from until import until
+
+from daemon import telemetry
+from daemon.facts import Ledger
+from daemon.plan import explain
+from jobs.model import Cause, State
+
+SHOW = 'echo "$CUDA_DEVICE_ORDER $CUDA_VISIBLE_DEVICES"'
+
+
+def gpu_rig(make_rig: Any, fake_nvml: Callable[..., FakeNvml], *cards: str) -> tuple[Any, FakeNvml]:
+    fake = fake_nvml(list(cards))
+    return make_rig(slots="auto", environment=fake.env()), fake
+
+
+def uuids(rig: Any) -> list[str]:
+    return [slot["id"] for slot in rig.store.rigs()["rig"]["slots"]]
+
+
+def test_each_worker_is_pinned_to_its_own_gpu_by_uuid(make_rig: Any, fake_nvml: Any) -> None:
+    rig, _ = gpu_rig(make_rig, fake_nvml, "3090", "3090")
+    cards = uuids(rig)
+    assert len(set(cards)) == 2 and all(card.startswith("GPU-") for card in cards)
+    # both at once, so that each one needs a slot of its own
+    jobs = [rig.submit(kind="command", argv=["sh", "-c", f"{SHOW}; exec tail -f /dev/null"]) for _ in cards]
+    for job in jobs:
+        rig.until_printed(job, "PCI_BUS_ID GPU-")
+    assert {rig.log(job).split()[1] for job in jobs} == set(cards)
+    assert {rig.job(job).slots[0] for job in jobs} == set(cards)
+    assert all(rig.log(job).split()[1] == rig.job(job).slots[0] for job in jobs)
+
+
+def test_a_gang_sees_all_its_gpus(make_rig: Any, fake_nvml: Any) -> None:
+    rig, _ = gpu_rig(make_rig, fake_nvml, "3090", "3090")
+    job = rig.submit(kind="command", argv=["sh", "-c", SHOW], gpus=2)
+    assert rig.until_ended(job).state is State.SUCCEEDED
+    assert set(rig.log(job).split()[1].split(",")) == set(uuids(rig))
+
+
+def test_eight_gpus_run_eight_jobs(make_rig: Any, fake_nvml: Any) -> None:
+    rig, _ = gpu_rig(make_rig, fake_nvml, *["3090"] * 8)
+    jobs = [rig.submit(kind="command", argv=["sh", "-c", f"{SHOW}; exec tail -f /dev/null"]) for _ in range(8)]
+    for job in jobs:
+        rig.until(job, State.RUNNING, within_s=60)
+    assert {rig.job(job).slots[0] for job in jobs} == set(uuids(rig))
+
+
+def test_a_job_on_a_gpu_ends_with_its_energy_and_peak_memory(make_rig: Any, fake_nvml: Any) -> None:
+    rig, fake = gpu_rig(make_rig, fake_nvml, "3090")
+    fake.busy(0)
+    until(lambda: (rig.settings.home / "gpu-now.json").exists(), evidence=rig.evidence)
+    job = rig.count(50, 0.06)
+    usage = rig.until_ended(job).outcome.usage
+    assert usage["gpu_s"] > 2.5 and usage["energy_j"] > 100 and usage["peak_vram_bytes"] >= 0, usage
+
+
+def test_the_window_closes_and_opens_without_losing_work(make_rig: Any) -> None:
+    rig = make_rig(slots="cpu:1", window="00:00-00:01", timezone=_far_from_midnight())
+    night, any_time = rig.count(5), rig.count(5, 0.01, window="any")
+    assert rig.until_ended(any_time).state is State.SUCCEEDED
+    assert rig.job(night).state is State.QUEUED
+
+
+def _far_from_midnight() -> str:
+    """A zone in which it is about noon now: the test must not begin inside its own window."""
+    hours = 12 - datetime.now(UTC).hour
+    return f"Etc/GMT{-hours:+d}" if hours else "UTC"
+
+
+def test_a_job_moves_off_a_gpu_that_fails_under_it(make_rig: Any, fake_nvml: Any) -> None:
+    rig, fake = gpu_rig(make_rig, fake_nvml, "3090", "3090")
+    until(lambda: (rig.settings.home / "gpu-now.json").exists(), evidence=rig.evidence)
+    job = rig.count(60, 0.05)
+    rig.until_printed(job, "start 0")
+    card = rig.job(job).slots[0]
+    fake.lose(uuids(rig).index(card), xid=79)
+    until(lambda: telemetry.events(rig.settings.home, 0, 2e9, slots=[card]), evidence=rig.evidence)
+    os.kill(rig.child(card), signal.SIGKILL)  # as the driver's error would end it
+    ended = rig.until_ended(job)
+    assert ended.state is State.SUCCEEDED, rig.evidence()
+    assert [(run.slots[0] == card, run.cause) for run in ended.attempts] == [(True, Cause.GPU_FAULT), (False, None)]
+    assert f"rig:{card}" in rig.store.paused()
+
+
+def test_a_full_disk_holds_the_queue_and_never_fails_a_job(make_rig: Any) -> None:
+    rig = make_rig(disk_floor_bytes=10**18)
+    job = rig.count(1, 0.01)
+    facts = Ledger(rig.store).facts(time.time(), rig.settings)
+    assert "jobs start again at" in (explain(facts, rig.job(job)) or "")
+    assert rig.job(job).state is State.QUEUED
