@@ -30,7 +30,8 @@ log = logging.getLogger("daemon")
 
 #: The loop has its own way to bring Redis back: redis-py's ten tries would only keep it waiting for 4 s.
 PATIENCE = Retry(ExponentialBackoff(cap=0.1, base=0.01), 3)
-OPEN_TIMEOUT_S, OPEN_PAUSE_S = 20.0, 0.5
+#: A server of the owner's that is not there is a mistake, told soon; ours may have to be found hanging, killed and started.
+OPEN_OTHERS_S, OPEN_OURS_S, OPEN_PAUSE_S = 10.0, 120.0, 0.5
 EX_USAGE, EX_UNAVAILABLE, EX_TEMPFAIL = 2, 69, 75
 
 
@@ -84,7 +85,7 @@ def run(settings: Settings) -> int:
 
 def open_rig(settings: Settings) -> tuple[Server | None, Store, tuple[Slot, ...], int]:
     """The queue, the slots, and the number of this life. A Redis that dies meanwhile is given another chance."""
-    deadline = time.monotonic() + OPEN_TIMEOUT_S
+    deadline = time.monotonic() + (OPEN_OTHERS_S if settings.redis_url else OPEN_OURS_S)
     while True:
         try:
             server = None if settings.redis_url else redis_server.start(settings)
