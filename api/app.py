@@ -49,6 +49,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         openapi_url="/api/v1/openapi.json",
         docs_url=None,  # its scripts would come from a CDN
         redoc_url=None,
+        redirect_slashes=False,  # a path that is not ours is nothing, whatever it ends with
     )
     app.state.settings, app.state.store, app.state.hub, app.state.ledger = settings, store, hub, ledger
     app.state.context = Context(settings, store, ledger, hub, keys, Throttle(), now)

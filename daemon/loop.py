@@ -184,7 +184,7 @@ class Loop:
         if slot is None:
             return
         keep = [*self._supervisor.pids(), *([self._server.pid] if self._server else [])]
-        kill_tree(os.getpid(), keep=keep)
+        kill_tree(keep=keep)
         kill_marked(SLOT_MARK, slot_mark(self._settings, slot))
         clear_slot(self._store, self._settings, slot, now=self._now())
 

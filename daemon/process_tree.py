@@ -66,9 +66,9 @@ def descendants(pid: int, *, keep: Collection[int] = ()) -> list[int]:
     return seen
 
 
-def kill_tree(root: int, *, keep: Collection[int] = (), deadline_s: float = 5.0) -> Swept:
-    """SIGKILL everything below a subreaper, again and again until nothing lives."""
-    return _kill_until_gone(lambda: [pid for pid in descendants(root, keep=keep) if is_alive(pid)], deadline_s)
+def kill_tree(*, keep: Collection[int] = (), deadline_s: float = 5.0) -> Swept:
+    """SIGKILL everything below this process, which must be a subreaper, again and again until nothing lives."""
+    return _kill_until_gone(lambda: descendants(os.getpid(), keep=keep), deadline_s)
 
 
 def kill_marked(name: str, value: str, *, keep: Collection[int] = (), deadline_s: float = 5.0) -> Swept:
@@ -95,13 +95,24 @@ def reap() -> None:
             pass
 
 
-def _kill_until_gone(alive: Callable[[], list[int]], deadline_s: float) -> Swept:
+def _kill_until_gone(look: Callable[[], list[int]], deadline_s: float) -> Swept:
+    """Done when a look finds nobody but those that were dead before it began.
+
+    One that finds only dead ones is not enough: a process that dies while we read hands its children to a place that
+    was read already.
+    """
     end, signals = time.monotonic() + deadline_s, 0
-    while left := alive():
-        if time.monotonic() > end:
+    dead: set[int] | None = None
+    while True:
+        seen = look()
+        left = [pid for pid in seen if is_alive(pid)]
+        if not left and dead is not None and dead.issuperset(seen):
+            return Swept(signals, ())
+        if left and time.monotonic() > end:
             return Swept(signals, tuple(left))
         for pid in left:
             send(pid, signal.SIGKILL)
             signals += 1
-        time.sleep(SWEEP_PAUSE_S)
-    return Swept(signals, ())
+        if left:
+            time.sleep(SWEEP_PAUSE_S)
+        dead = set(seen) - set(left)

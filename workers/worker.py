@@ -137,7 +137,7 @@ class SlotWorker(Worker):
     def wait_for_horse(self) -> Any:
         """Wait, then sweep before the next offer is taken."""
         ended = super().wait_for_horse()
-        swept = kill_tree(os.getpid(), deadline_s=SWEEP_DEADLINE_S)
+        swept = kill_tree(deadline_s=SWEEP_DEADLINE_S)
         reap()
         if swept.signals:
             log.info("swept %d process(es) that the job had left", swept.signals)
@@ -168,5 +168,5 @@ class SlotWorker(Worker):
 
     def _hold_until_gone(self, pids: tuple[int, ...]) -> None:
         """A process that outlives SIGKILL sits in the kernel (a wedged driver): nothing may start beside it."""
-        while kill_tree(os.getpid(), deadline_s=SWEEP_DEADLINE_S).left:
+        while kill_tree(deadline_s=SWEEP_DEADLINE_S).left:
             reap()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from fastapi import FastAPI
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from live_api import raw_request
 from starlette.testclient import TestClient
@@ -55,6 +55,7 @@ NAMES = ["..", ".", "", "output", "link", "linked", "hard", "secrets.toml", "ok.
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@example(["\n", ""])
 @given(st.lists(st.sampled_from(NAMES) | st.text(max_size=5), max_size=8))
 def test_s19_no_path_leads_out(app: FastAPI, token: str, folder: RunDir, parts: list[str]) -> None:
     status, body = fetch(app, token, "/".join(parts))

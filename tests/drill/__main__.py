@@ -17,7 +17,7 @@ sys.path[:0] = [str(HERE.parent)]  # for the fake NVIDIA driver
 from compare import as_table, compare  # noqa: E402
 from night import UNFINISHED, drill  # noqa: E402
 from recipes import drill_recipes  # noqa: E402
-from report import as_json, as_text, restart_text  # noqa: E402
+from report import as_json, as_text, restart_text, sums  # noqa: E402
 from restart import measure  # noqa: E402
 
 
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument(
         "--recipes", action="store_true", help="fine-tunes under fire; their curves must be an undisturbed one's"
     )
+    parser.add_argument("--sum", type=Path, help="instead: tables for a page from a file that --report wrote")
     parser.add_argument("--quiet", action="store_true", help="only the result")
     parser.add_argument(
         "--compare", action="store_true", help="instead: the same faults here and on plain RQ (4 minutes)"
@@ -55,6 +56,9 @@ def main() -> int:
         if not options.quiet:
             print(f"{time.monotonic() - began:6.1f} {text}", flush=True)
 
+    if options.sum:
+        print(sums(options.sum))
+        return 0
     if options.compare:
         print(as_table(compare(say)), flush=True)
         return 0

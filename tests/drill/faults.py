@@ -1,6 +1,6 @@
 """The faults of a drill that kill and freeze processes. Each one hurts the scene's rig once, and tells what it did.
 
-Every kind registers itself with `kind`; `trouble.py` adds those of Redis, the disk, the GPUs and the owner.
+Every kind registers itself with `kind`; `queue_faults.py` and `trouble.py` add those of Redis, the disk, the GPUs and the owner.
 """
 
 import signal
@@ -14,6 +14,8 @@ Fault = Callable[[Scene], Hit]
 KINDS: dict[str, Fault] = {}
 
 SHORT_S = (0.3, 1.5)
+#: Until a daemon that was just started can hear a signal.
+IMPORTS_S = 3.0
 #: Beyond the lease of the drill's rigs, and of the time that the daemon then waits for one more renewal.
 BEYOND_LEASE_S = 30.0
 #: Beyond everything: only a replacement helps.
@@ -157,7 +159,10 @@ def stopped_and_started(scene: Scene) -> Hit:
     if scene.rig.outage.exists():
         raise Skip("nothing can be saved without Redis")
     jobs = scene.names()
+    before_it_began = time.monotonic() - scene.rig.started_at < IMPORTS_S
     code = scene.rig.stop(tend=scene.do_due)
+    if before_it_began and code == -signal.SIGTERM:
+        return restarted(scene, "SIGTERM while Python still loaded, then a start", jobs)
     if code != 0:
         scene.violation(f"the daemon stopped with status {code}")
     if left := scene.rig.everything():

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import trouble  # registers its kinds of faults
+import queue_faults  # registers its kinds of faults, as trouble does
+import trouble
 from checker import Checker
 from disk import make_disk
 from fake_nvml.fakenvml import FakeNvml, build
@@ -20,7 +21,7 @@ from scene import Hit, Impossible, Scene, Skip
 from user import NoAnswer
 from workload import Workload
 
-assert trouble.__name__  # imported for what it registers
+assert queue_faults.__name__ and trouble.__name__  # imported for what they register
 
 #: Settings of the drill's rigs: short, so that a drill of minutes meets every limit. The lease must outlast a stall of a busy machine.
 SETTINGS = {
@@ -38,9 +39,10 @@ PAUSE_S = (0.1, 0.7)
 DOUBLE = 0.2
 #: Share of faults that strike while a submission is under way.
 SUBMITTED_INTO_A_FAULT = 0.25
-RECOVERY_LIMIT_S = 45.0
-#: With others beside it: a job that was lost while the disk was full waits a minute.
-SHARED_RECOVERY_LIMIT_S = 100.0
+#: A job that was lost while the disk was full waits a minute, and a hung Redis is found after 25 s.
+RECOVERY_LIMIT_S = 100.0
+#: With others beside it.
+SHARED_RECOVERY_LIMIT_S = 150.0
 UNHURT_FOR_S = 1.2
 END_LIMIT_S = 240.0
 #: sysexits.h; the daemon's word for a Redis that it cannot start.

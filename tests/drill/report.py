@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from night import Result
@@ -32,6 +33,32 @@ def as_text(result: Result) -> str:
 def as_json(result: Result) -> str:
     """One line, with where and when."""
     return json.dumps({**machine(), **vars(result)})  # `asdict` would make pairs of a Counter
+
+
+def sums(path: Path) -> str:
+    """Tables for a page, from a file of results."""
+    results = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [
+        "| seed | rig | faults | kinds | jobs | starts | repeated submissions | violations |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in results:
+        slots = "3 GPUs" if one["gpus"] else "3 CPU slots"
+        figures = (
+            sum(one["faults"].values()),
+            len(one["faults"]),
+            one["jobs"],
+            one["starts"],
+            one["repeats"],
+            len(one["violations"]),
+        )
+        rows.append(f"| {one['seed']} | {slots} | {' | '.join(map(str, figures))} |")
+    rows += ["", "| fault | times | p50 | p90 | max |", "|---|---:|---:|---:|---:|"]
+    for name in sorted({name for one in results for name in one["faults"]}):
+        times = [value for one in results for value in one["resumed_s"].get(name, [])]
+        cells = [f"{percentile(times, p):.2f}" for p in (50, 90, 100)] if times else ["-"] * 3
+        rows.append(f"| {name} | {sum(one['faults'].get(name, 0) for one in results)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def restart_text(times_s: Sequence[float]) -> str:

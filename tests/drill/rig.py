@@ -81,6 +81,7 @@ class Rig:
         self.mark = str(beside)
         self._environment = {**given, "OVERNIGHT_HOME": str(home), DRILL_MARK: self.mark, **(environment or {})}
         self.daemon: subprocess.Popen[bytes] | None = None
+        self.started_at = 0.0
         self.user = User(self.settings.port, self.settings.token_file)
         self._log = beside / "daemon.log"
 
@@ -88,6 +89,7 @@ class Rig:
 
     def start(self) -> None:
         """Start the daemon; returns at once."""
+        self.started_at = time.monotonic()
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OVERNIGHT_")}
         with self._log.open("ab") as output:
             self.daemon = subprocess.Popen(

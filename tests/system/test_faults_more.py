@@ -156,6 +156,59 @@ def test_a_second_entry_for_a_running_job_in_another_mailbox_ends_nothing(rig: A
     assert starts(rig, job_id) == 1 and "OVERLAP" not in rig.log(job_id)
 
 
+#: A horse with its child, its program and a rank in a session of its own, killed from the top; then the sweep.
+SWEEP = """
+import os, signal, sys, time
+from daemon import process_tree
+from jobs.process import die_with_parent
+
+def fork(then, dies_with_parent=True):
+    parent, pid = os.getpid(), os.fork()
+    if pid:
+        return pid
+    if dies_with_parent:
+        die_with_parent(signal.SIGKILL, parent)
+    then()
+    os._exit(0)
+
+def rank():
+    os.setsid()
+    signal.alarm(60)  # whatever the test finds, it does not stay
+    os.write(told, b"%d\\n" % os.getpid())
+    signal.pause()
+
+def program():
+    fork(rank, dies_with_parent=False)
+    signal.pause()
+
+def child():
+    fork(program)
+    signal.pause()
+
+def horse():
+    os.closerange(1, 3)
+    fork(child)
+    signal.pause()
+
+process_tree.become_subreaper()
+heard, told = os.pipe()
+left = 0
+for _ in range(int(sys.argv[1])):
+    pid = fork(horse)
+    last = int(os.read(heard, 100))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    process_tree.kill_tree()
+    left += process_tree.is_alive(last)
+print(left)
+"""
+
+
+def test_a_sweep_finds_what_is_handed_on_while_it_looks() -> None:
+    done = subprocess.run([sys.executable, "-c", SWEEP, "200"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "0\n", done.stderr
+
+
 # -- frozen -------------------------------------------------------------------------------------------------------------
 
 
