@@ -178,7 +178,7 @@ def waiting(facts: Facts, start: int = 0, limit: int = ROWS) -> tuple[list[Waiti
 
 def _near(facts: Facts, head: Sequence[Job]) -> Facts:
     """Facts that explain the head of the queue as well as all of them do: who is behind it does not matter to it."""
-    parents = {parent for job in head for parent in job.after}
+    parents = {parent for job in head for parent, _ in job.parents}
     jobs = {job.id: job for job in head} | {
         job_id: job for job_id, job in facts.jobs.items() if job.slots or job_id in parents
     }

@@ -11,7 +11,7 @@ from api.rig_views import largest
 from daemon.admission import admit
 from daemon.plan import Facts, explain
 from daemon.store import new_job
-from jobs.model import InvalidTransition, Job, Priority, State, rank_of
+from jobs.model import InvalidTransition, Job, Priority, State, dependency, rank_of
 from jobs.spec import FieldError, InvalidSpec, Spec, dump, parse
 
 #: Of a batch, so many wrong documents are told in full.
@@ -118,7 +118,7 @@ def _changed_spec(job: Job, fields: Mapping[str, Any], rig: Context) -> Spec:
     if set(fields) <= ALWAYS_FINE:
         return parse(document)
     [spec] = checked([document], rig, names=lambda _: "")
-    if job.id in _ancestors(spec.parents, rig):
+    if job.id in _ancestors([dependency(text)[0] for text in spec.dependencies], rig):
         raise InvalidSpec([FieldError("after", f"job {job.id} would wait for itself")])
     return spec
 
@@ -130,7 +130,7 @@ def _ancestors(parents: Sequence[str], rig: Context) -> set[str]:
     while todo:
         seen |= set(todo)
         jobs = rig.store.get_many(todo).values()
-        todo = [p for job in jobs if not job.state.final for p in job.after if p not in seen]
+        todo = [p for job in jobs if not job.state.final for p, _ in job.parents if p not in seen]
     return seen
 
 
@@ -141,7 +141,7 @@ def _record_changes(job: Job, spec: Spec, fields: Mapping[str, Any]) -> dict[str
     if "priority" in changes:
         place = job.rank - rank_of(job.priority, 0)
         changes["rank"] = rank_of(changes["priority"], 0) + place
-    return {**changes, "after": spec.parents, "spec": dump(spec)}
+    return {**changes, "after": spec.dependencies, "spec": dump(spec)}
 
 
 def _rank_at(position: str | None, priority: Priority, facts: Facts) -> float:

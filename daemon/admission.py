@@ -13,7 +13,7 @@ from pathlib import Path
 from daemon.places import Places, Refused
 from daemon.settings import Settings
 from jobs import data
-from jobs.model import Job, State
+from jobs.model import Job, State, dependency
 from jobs.spec import HUB_ID, RECIPES, CommandSpec, FieldError, FinetuneSpec, GenerateSpec, InvalidSpec, Spec, dump
 
 
@@ -24,7 +24,8 @@ def admit(
 
     `slots`: how many GPUs (or CPU slots) the largest rig has; 0 before any has said so.
     """
-    known = dict(known_jobs(spec.parents)) if spec.parents else {}
+    parents = [dependency(text) for text in spec.dependencies]
+    known = dict(known_jobs([job_id for job_id, _ in parents])) if parents else {}
 
     def find(job_id: str) -> Job | None:
         # a parent's own parents are looked up one by one: chains are short
@@ -77,12 +78,15 @@ def _gpus(spec: Spec, there: int) -> None:
         raise Refused(f"a {spec.kind} job uses one GPU; several are for commands, torchrun for example")
 
 
-def _after(ids: Sequence[str], known: Mapping[str, Job]) -> None:
-    if missing := [job_id for job_id in ids if job_id not in known]:
+def _after(dependencies: Sequence[str], known: Mapping[str, Job]) -> None:
+    parents = [dependency(text) for text in dependencies]
+    if missing := [job_id for job_id, _ in parents if job_id not in known]:
         raise Refused(f"there is no job {' and no job '.join(missing)}")
-    for job in (known[job_id] for job_id in ids):
-        if job.state in (State.FAILED, State.CANCELLED):
-            raise Refused(f"job {job.id} is {job.state}, so this one could never start: retry it first")
+    for job_id, condition in parents:
+        job = known[job_id]
+        if job.state.final and not condition.met_by(job.state):
+            first = "retry it first" if job.state is not State.SUCCEEDED else "it waits for its failure"
+            raise Refused(f"job {job.id} is {job.state}, so this one could never start: {first}")
 
 
 def _remote_code(spec: FinetuneSpec | GenerateSpec, settings: Settings, places: Places) -> None:

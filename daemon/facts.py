@@ -117,7 +117,7 @@ class Ledger:
 
     def _learn_fates(self, jobs: Collection[Job]) -> None:
         """Look up parents that had ended before we began to follow."""
-        parents = {parent for job in jobs for parent in job.after}
+        parents = {parent for job in jobs for parent, _ in job.parents}
         unknown = [p for p in parents if p not in self._jobs and p not in self._fates]
         self._fates |= {job.id: job.state for job in self._store.get_many(unknown).values() if job.state.final}
 

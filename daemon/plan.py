@@ -142,8 +142,8 @@ def blocker(facts: Facts, job: Job) -> str | None:
     """Why a waiting job could not start even on an idle rig; None when it could."""
     if job.held:
         return "held until it is released"
-    for parent in job.after:
-        if facts.fates.get(parent) is not State.SUCCEEDED:
+    for parent, condition in job.parents:
+        if parent in facts.jobs or not condition.met_by(facts.fates.get(parent)):
             state = facts.jobs[parent].state if parent in facts.jobs else facts.fates.get(parent, "gone")
             return f"waits for job {parent}, which is {state}"
     if job.not_before is not None and facts.now < job.not_before:
@@ -196,9 +196,9 @@ def _stale_offers(facts: Facts) -> Iterator[Decision]:
 
 def _never(facts: Facts) -> Iterator[Decision]:
     for job in facts.waiting:
-        for parent in job.after:
+        for parent, condition in job.parents:
             fate = facts.fates.get(parent)
-            if parent not in facts.jobs and fate is not State.SUCCEEDED:
+            if parent not in facts.jobs and not condition.met_by(fate):
                 yield Cancel(job.id, f"job {parent}, which it waits for, {_did(fate)}")
                 break
 
@@ -264,4 +264,8 @@ def _slots(facts: Facts, count: int) -> str:
 
 
 def _did(fate: State | None) -> str:
-    return {State.FAILED: "failed", State.CANCELLED: "was cancelled"}.get(fate, "is gone") if fate else "is gone"
+    return (
+        {State.FAILED: "failed", State.CANCELLED: "was cancelled", State.SUCCEEDED: "succeeded"}.get(fate, "is gone")
+        if fate
+        else "is gone"
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 class State(StrEnum):
@@ -59,6 +59,18 @@ class WishKind(StrEnum):
 
     CANCEL = "cancel"
     PREEMPT = "preempt"
+
+
+class Condition(StrEnum):
+    """How a job that another one waits for must end."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ENDED = "ended"
+
+    def met_by(self, fate: State | None) -> bool:
+        """Whether a parent that ended so (None: it has been forgotten since) lets its child start."""
+        return self is Condition.ENDED or (fate is not None and fate == self.value)
 
 
 class End(StrEnum):
@@ -172,11 +184,20 @@ class Job:
     tags: tuple[str, ...] = ()
     priority: Priority = Priority.NORMAL
     gpus: int = 1
+    #: Memory that it needs on each GPU: declared, estimated or learned; None when nobody knows.
+    vram_bytes: int | None = None
+    #: Jobs that it waits for: "141" must succeed, "ended:141" only end, "failed:141" fail.
     after: tuple[str, ...] = ()
     not_before: float | None = None
     window: str = "night"
     max_runtime_s: float | None = None
     max_attempts: int = 3
+    #: What could be told before it runs: `steps`, `rows`, `tokens`... (jobs.estimate).
+    estimate: Mapping[str, float] = field(default_factory=dict)
+    #: The sweep that it belongs to, by the id of the sweep's first job; what makes it different there; how many run at once.
+    sweep: str = ""
+    point: Mapping[str, Any] = field(default_factory=dict)
+    max_concurrent: int | None = None
 
     state: State = State.QUEUED
     held: bool = False
@@ -210,6 +231,11 @@ class Job:
         if self.state is State.RUNNING:
             return self.attempts[-1].rig
         return self.offer.rig if self.offer else ""
+
+    @property
+    def parents(self) -> tuple[tuple[str, Condition], ...]:
+        """The jobs that it waits for, and how each one must end."""
+        return tuple(dependency(text) for text in self.after)
 
     @property
     def effective_spec(self) -> dict[str, Any]:
@@ -369,6 +395,7 @@ class Job:
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """Read a record of this or an earlier version."""
         values = dict(record)
+        values["version"] = RECORD_VERSION
         values["state"] = State(values["state"])
         values["priority"] = Priority(values["priority"])
         values["tags"] = tuple(values["tags"])
@@ -383,6 +410,12 @@ class Job:
             values["outcome"] = outcome_from_json(outcome)
         values["attempts"] = tuple(_attempt_from_json(run) for run in values["attempts"])
         return cls(**values)
+
+
+def dependency(text: str) -> tuple[str, Condition]:
+    """A job's id and how it must end, from "141", "ended:141" or "failed:141"."""
+    condition, _, job_id = text.rpartition(":")
+    return job_id, Condition(condition or Condition.SUCCEEDED)
 
 
 def rank_of(priority: Priority, sequence: int) -> float:

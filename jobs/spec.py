@@ -70,7 +70,8 @@ def _epoch_seconds(value: object) -> object:
 Text = Annotated[str, StringConstraints(max_length=4096), AfterValidator(_only_encodable)]
 Line = Annotated[str, StringConstraints(max_length=128), AfterValidator(_only_encodable), AfterValidator(_no_control_characters)]  # fmt: skip
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:=-]{0,63}$")]
-JobId = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$"), BeforeValidator(lambda v: str(v) if isinstance(v, int) and not isinstance(v, bool) else v)]  # fmt: skip
+#: "141" must succeed, "ended:141" only end, "failed:141" fail.
+Dependency = Annotated[str, StringConstraints(pattern=r"^((succeeded|ended|failed):)?[1-9][0-9]{0,17}$"), BeforeValidator(lambda v: str(v) if isinstance(v, int) and not isinstance(v, bool) else v)]  # fmt: skip
 Moment = Annotated[float, BeforeValidator(_epoch_seconds)]
 
 
@@ -84,8 +85,9 @@ class JobSpec(_Document):
     name: Line = Field("", description="A name for people; the kind and the model when left out.")
     tags: tuple[Tag, ...] = Field((), max_length=16, description="Labels to filter by.")
     gpus: int = Field(1, ge=1, le=64, description="How many GPUs of one rig it needs at once.")
+    vram_gib: PositiveFloat | None = Field(None, le=10_000, description="Memory that it needs on each GPU, GiB; estimated or learned when left out.")  # fmt: skip
     priority: Priority = Field(Priority.NORMAL, description="high, normal or backlog.")
-    after: tuple[JobId, ...] = Field((), max_length=64, description="Jobs that must have succeeded before.")
+    after: tuple[Dependency, ...] = Field((), max_length=64, description='Jobs to wait for: "141" must succeed, "ended:141" only end, "failed:141" fail.')  # fmt: skip
     not_before: Moment | None = Field(None, description="Not before this moment (ISO 8601 with offset).")
     window: Literal["night", "any"] = Field("night", description="night: only inside the rig's window; any: always.")
     max_runtime_s: PositiveFloat | None = Field(None, description="Longest time that one attempt may take, seconds.")
@@ -99,8 +101,8 @@ class JobSpec(_Document):
                 yield field_name, match[1]
 
     @property
-    def parents(self) -> tuple[str, ...]:
-        """Every job that must have succeeded first: `after` and the references."""
+    def dependencies(self) -> tuple[str, ...]:
+        """Every job to wait for, with its condition: `after` and the references."""
         return tuple(dict.fromkeys((*self.after, *(job_id for _, job_id in self.references))))
 
 

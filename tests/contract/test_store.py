@@ -21,7 +21,9 @@ from daemon.store import (
     mailbox,
 )
 from jobs.model import (
+    RECORD_VERSION,
     Cause,
+    Condition,
     End,
     InvalidTransition,
     Job,
@@ -279,21 +281,33 @@ def test_a_ledger_that_follows_equals_one_that_reads_anew(store: Store) -> None:
     assert follower._fates["1"] is fresh._fates["1"] is State.SUCCEEDED
 
 
-def test_a_stored_record_of_version_1_is_read(store: Store) -> None:
-    record = {
-        "id": "7", "kind": "command", "name": "old", "spec": {"argv": ["true"]}, "created_at": 1.0, "rank": 1e12,
-        "tags": ["a"], "priority": "normal", "gpus": 1, "after": [], "not_before": None, "window": "night",
-        "max_runtime_s": None, "max_attempts": 3, "state": "failed", "held": False, "fence": 1, "attempt": 1,
-        "offer": None, "owner": "", "wish": None,
-        "progress": {"phase": "training", "step": 1, "total": 2, "eta_s": None, "metrics": {"loss": 1.0}},
-        "attempts": [{"number": 1, "fence": 1, "rig": "rig", "slots": ["a"], "started_at": 2.0, "ended_at": 3.0,
-                      "end": "failed", "cause": "bad_input", "message": "m", "usage": {}}],
-        "next_fields": {}, "started_at": 2.0, "finished_at": 3.0,
-        "outcome": {"end": "failed", "cause": "bad_input", "message": "m", "hint": "h", "next_fields": {},
-                    "metrics": {}, "usage": {}},
-        "version": 1,
-    }  # fmt: skip
+#: As version 1 stored it; every later version must read it.
+RECORD_1 = {
+    "id": "7", "kind": "command", "name": "old", "spec": {"argv": ["true"]}, "created_at": 1.0, "rank": 1e12,
+    "tags": ["a"], "priority": "normal", "gpus": 1, "after": ["6"], "not_before": None, "window": "night",
+    "max_runtime_s": None, "max_attempts": 3, "state": "failed", "held": False, "fence": 1, "attempt": 1,
+    "offer": None, "owner": "", "wish": None,
+    "progress": {"phase": "training", "step": 1, "total": 2, "eta_s": None, "metrics": {"loss": 1.0}},
+    "attempts": [{"number": 1, "fence": 1, "rig": "rig", "slots": ["a"], "started_at": 2.0, "ended_at": 3.0,
+                  "end": "failed", "cause": "bad_input", "message": "m", "usage": {}}],
+    "next_fields": {}, "started_at": 2.0, "finished_at": 3.0,
+    "outcome": {"end": "failed", "cause": "bad_input", "message": "m", "hint": "h", "next_fields": {},
+                "metrics": {}, "usage": {}},
+    "version": 1,
+}  # fmt: skip
+#: What version 2 added.
+RECORD_2 = {
+    **RECORD_1,
+    "after": ["6", "ended:5"], "vram_bytes": 8 * 2**30, "estimate": {"steps": 12.0}, "sweep": "7",
+    "point": {"learning_rate": 1e-4}, "max_concurrent": 2, "version": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [RECORD_1, RECORD_2], ids=["version 1", "version 2"])
+def test_a_stored_record_of_every_version_is_read(store: Store, record: dict[str, Any]) -> None:
     store.redis.set("overnight:job:7", json.dumps(record))
     job = store.get("7")
     assert job.outcome is not None and job.outcome.cause is Cause.BAD_INPUT
-    assert json.loads(json.dumps(job.to_json())) == record
+    assert job.parents[0] == ("6", Condition.SUCCEEDED)
+    written = json.loads(json.dumps(job.to_json()))
+    assert {name: written[name] for name in record} == {**record, "version": RECORD_VERSION}
