@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.concurrency import run_in_threadpool
 
-from api import page, routes_events, routes_inputs, routes_jobs, routes_login, routes_rig, routes_runs
+from api import page, routes_events, routes_inputs, routes_jobs, routes_login, routes_rig, routes_runs, routes_telemetry
 from api.auth import Authenticated, Keys, Throttle, keep_token
 from api.context import Context
 from api.documents import MAX_BATCH, MAX_SWEEP
@@ -54,9 +54,10 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     app.state.settings, app.state.store, app.state.hub, app.state.ledger = settings, store, hub, ledger
     app.state.context = Context(settings, store, ledger, hub, keys, Throttle(), now)
     install(app)
-    for routes in (routes_jobs, routes_runs, routes_events, routes_inputs, routes_rig, routes_login):
+    for routes in (routes_jobs, routes_runs, routes_events, routes_inputs, routes_rig, routes_login, routes_telemetry):
         app.include_router(routes.router)
     app.include_router(routes_rig.health)
+    app.include_router(routes_telemetry.prometheus)
     app.include_router(page.router)
     # the last one added is the first one asked
     app.add_middleware(Authenticated, keys=keys)

@@ -3,6 +3,7 @@
 Precedence: flag, environment (`OVERNIGHT_<KEY>`), `$OVERNIGHT_HOME/config.toml`, default. A misspelt key stops the start.
 """
 
+import json
 import os
 import socket
 import sys
@@ -23,6 +24,7 @@ from pydantic import (  # fmt: skip
     field_validator,
 )
 
+from daemon.tariff import Tariff
 from daemon.window import Windows
 from jobs.home import default_home
 from jobs.spec import nearest
@@ -40,6 +42,11 @@ class InvalidSettings(Exception):
 def _split(value: object) -> object:
     """A list from the environment is separated by colons, like PATH."""
     return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+def _json(value: object) -> object:
+    """A structure from the environment is JSON."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -71,6 +78,11 @@ class Settings(BaseModel):
     max_body_bytes: PositiveInt = Field(1_000_000, description="Largest request body but uploads.")
     max_input_bytes: PositiveInt = Field(50_000_000_000, description="Largest uploaded file.")
     price_per_kwh: float | None = Field(None, ge=0, description="To show what a night costs.")
+    tariff: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_json)] = Field((), description='Other prices at other hours: [{hours = "22:00-06:00", price = 0.19}].')  # fmt: skip
+    currency: str = Field("", max_length=8, description="What prices are in: EUR.")
+    co2_g_per_kwh: float | None = Field(None, ge=0, description="What the grid emits, to show the CO2 of a job.")
+    wall_factor: float = Field(1.0, ge=1, le=3, description="From the GPU boards' energy to the meter's: power supply, fans, the rest.")  # fmt: skip
+    metrics_dcgm: bool = Field(False, description="/metrics has DCGM's names, too: for dashboards made for dcgm-exporter.")  # fmt: skip
 
     @field_validator("home", "redis_server", mode="after")
     @classmethod
@@ -96,6 +108,17 @@ class Settings(BaseModel):
         except (ZoneInfoNotFoundError, ValueError):
             raise ValueError(f"{name!r} is not an IANA time zone such as Europe/Berlin") from None
         return name
+
+    @field_validator("tariff", mode="after")
+    @classmethod
+    def _tariff_is_readable(cls, tariff: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        Tariff.parse(tariff, price=None, zone=ZoneInfo("UTC"))
+        return tariff
+
+    @property
+    def prices(self) -> Tariff:
+        """What energy costs when."""
+        return Tariff.parse(self.tariff, price=self.price_per_kwh, zone=self.zone)
 
     @property
     def windows(self) -> Windows:
