@@ -228,7 +228,7 @@ class Store:
             for job in self._fetch(ids):
                 if len(found) == limit:
                     return Page(tuple(found), found[-1].id)
-                if _matches(job, state, kind, tag, text):
+                if matches(job, state, kind, tag, text):
                     found.append(job)
             scanned += len(ids)
             if len(ids) <= limit:
@@ -605,7 +605,8 @@ def _indexes(job: Job) -> Iterator[str]:
         yield f"{JOBS}:tag:{tag}"
 
 
-def _matches(job: Job, state: State | None, kind: str | None, tag: str | None, text: str | None) -> bool:
+def matches(job: Job, state: State | None, kind: str | None, tag: str | None, text: str | None) -> bool:
+    """Whether a filtered list holds it."""
     return (
         (state is None or job.state is state)
         and (kind is None or job.kind == kind)
