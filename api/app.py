@@ -26,6 +26,12 @@ DESCRIPTION = """Jobs for a GPU rig that works while its owner sleeps.
 
 Every call but `/healthz` and `/readyz` needs `Authorization: Bearer <token>`. Errors are RFC 9457 problems."""
 
+POSITION = {
+    "type": "string",
+    "pattern": "^(first|last|(before|after):[0-9]{1,18})$",
+    "description": "Among the waiting jobs of its priority: first, last, before:139, after:139.",
+}
+
 
 def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = time.time) -> FastAPI:
     """The API and the page of one rig. The first call makes the rig's token. Raises auth.TokenUnusable."""
@@ -109,10 +115,13 @@ def document_schemas() -> dict[str, Any]:
         },
         "JobChanges": {
             "type": "object",
-            "description": "Fields of the job's document, and these.",
+            "description": "Fields of the job's document as a JSON merge patch (RFC 7396), and these.",
             "minProperties": 1,
-            "properties": {"held": {"type": "boolean"}, "position": {"enum": ["first", "last"]}},
+            "properties": {"held": {"type": "boolean"}, "position": POSITION},
         },
+        "MoveDocument": _object(
+            {"jobs": {"type": "array", "items": {"type": "string"}, "minItems": 1}, "position": POSITION}
+        ),
     }
 
 

@@ -33,6 +33,7 @@ KNOWN = {
     405: ("method-not-allowed", "This cannot be done here"),
     409: ("conflict", "Not in the job's present state"),
     411: ("length-required", "The length is missing"),
+    412: ("changed-meanwhile", "Changed by somebody else meanwhile"),
     413: ("too-large", "The body is too large"),
     415: ("unsupported-media-type", "The body must be JSON"),
     416: ("range-not-satisfiable", "The range lies outside the file"),

@@ -11,15 +11,11 @@ from api.rig_views import largest
 from daemon.admission import admit
 from daemon.plan import Facts, explain
 from daemon.store import new_job
-from jobs.model import InvalidTransition, Job, Priority, State, dependency, rank_of
-from jobs.spec import FieldError, InvalidSpec, Spec, dump, parse
+from jobs.model import Job
+from jobs.spec import FieldError, InvalidSpec, Spec, parse
 
 #: Of a batch, so many wrong documents are told in full.
 WRONG_TOLD = 20
-#: Of a document, these are the record's own; a change of one changes the record too.
-FACTS = ("name", "tags", "priority", "gpus", "not_before", "window", "max_runtime_s", "max_attempts")
-#: Whether the rig can take the job does not depend on these.
-ALWAYS_FINE = set(FACTS) - {"gpus"}
 
 
 @dataclass(frozen=True)
@@ -69,87 +65,6 @@ def would_wait_because(specs: Sequence[Spec], facts: Facts) -> list[str | None]:
     jobs = [new_job(spec, number, facts.now) for number, spec in enumerate(specs, first)]
     then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
     return [explain(then, job) for job in jobs]
-
-
-def edit(job_id: str, changes: Mapping[str, Any], rig: Context) -> Job:
-    """Change a waiting job. Raises InvalidSpec, InvalidTransition, UnknownJob."""
-    before = rig.store.get(job_id)
-    if before.state is not State.QUEUED:
-        raise InvalidTransition(f"job {job_id} is {before.state}; only a waiting job can be changed")
-    held, position = _own_words(changes)
-    fields = {name: value for name, value in changes.items() if name not in ("held", "position")}
-    spec = _changed_spec(before, fields, rig) if fields else None
-    facts = rig.facts() if position else None
-
-    def step(job: Job) -> Job:
-        if job.spec != before.spec:
-            raise InvalidTransition(f"job {job_id} was changed by somebody else at the same time; look at it again")
-        if job.offer is not None:
-            raise InvalidTransition(f"job {job_id} is about to start and can no longer be changed")
-        record: dict[str, Any] = {} if held is None else {"held": held}
-        if spec is not None:
-            record |= _record_changes(job, spec, fields)
-        if facts is not None:
-            record["rank"] = _rank_at(position, record.get("priority", job.priority), facts)
-        return job.edited(**record)
-
-    return rig.store.change(job_id, step)
-
-
-def _own_words(changes: Mapping[str, Any]) -> tuple[bool | None, str | None]:
-    """What is no field of a document: whether it is held, and where in the queue it stands."""
-    held, position = changes.get("held"), changes.get("position")
-    errors = []
-    if held is not None and not isinstance(held, bool):
-        errors.append(FieldError("held", "is true or false"))
-    if position is not None and position not in ("first", "last"):
-        errors.append(FieldError("position", "is first or last (among the jobs of its priority)"))
-    if not changes:
-        errors.append(FieldError("", "names no field to change"))
-    if errors:
-        raise InvalidSpec(errors)
-    return held, position
-
-
-def _changed_spec(job: Job, fields: Mapping[str, Any], rig: Context) -> Spec:
-    if "kind" in fields and fields["kind"] != job.kind:
-        raise InvalidSpec([FieldError("kind", "cannot be changed: submit a new job")])
-    document = {**job.spec, **fields}
-    if set(fields) <= ALWAYS_FINE:
-        return parse(document)
-    [spec] = checked([document], rig, names=lambda _: "")
-    if job.id in _ancestors([dependency(text)[0] for text in spec.dependencies], rig):
-        raise InvalidSpec([FieldError("after", f"job {job.id} would wait for itself")])
-    return spec
-
-
-def _ancestors(parents: Sequence[str], rig: Context) -> set[str]:
-    """Every job that must end before, however far back; ended ones need no look."""
-    seen: set[str] = set()
-    todo = list(parents)
-    while todo:
-        seen |= set(todo)
-        jobs = rig.store.get_many(todo).values()
-        todo = [p for job in jobs if not job.state.final for p, _ in job.parents if p not in seen]
-    return seen
-
-
-def _record_changes(job: Job, spec: Spec, fields: Mapping[str, Any]) -> dict[str, Any]:
-    changes: dict[str, Any] = {name: getattr(spec, name) for name in FACTS if name in fields}
-    if not changes.get("name", job.name):
-        changes["name"] = new_job(spec, int(job.id), job.created_at).name
-    if "priority" in changes:
-        place = job.rank - rank_of(job.priority, 0)
-        changes["rank"] = rank_of(changes["priority"], 0) + place
-    return {**changes, "after": spec.dependencies, "spec": dump(spec)}
-
-
-def _rank_at(position: str | None, priority: Priority, facts: Facts) -> float:
-    """Before or behind all that wait with this priority."""
-    ranks = [job.rank for job in facts.waiting if job.priority is priority]
-    if not ranks:
-        return rank_of(priority, 1)
-    return min(ranks) - 1 if position == "first" else max(ranks) + 1
 
 
 def _still_there(jobs: list[Job]) -> list[Job]:

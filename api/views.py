@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from api.documents import hash_of
 from daemon.plan import Facts, explain
 from daemon.tariff import tokens_of
 from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
@@ -128,9 +129,14 @@ class JobSummary(BaseModel):
 
 
 class JobView(JobSummary):
-    """A job in full. Secrets appear by name only: their values are never in a record."""
+    """A job in full. Secrets appear by name only: their values are never in a record.
+
+    `position`: where it stands in the queue, from 1. `revision`: for `If-Match`; changes with every edit.
+    """
 
     priority: Priority
+    position: int | None
+    revision: str
     gpus: int
     held: bool
     after: list[str]
@@ -156,6 +162,8 @@ class JobView(JobSummary):
         return cls(
             **JobSummary.of(job, facts).model_dump(),
             priority=job.priority,
+            position=facts.place.get(job.id),
+            revision=revision_of(job),
             gpus=job.gpus,
             held=job.held,
             after=list(job.after),
@@ -179,7 +187,7 @@ class JobView(JobSummary):
 
 
 class JobPage(BaseModel):
-    """Jobs, newest first."""
+    """Jobs, newest first, or in the order of the queue."""
 
     jobs: list[JobView]
     next: str | None
@@ -233,6 +241,11 @@ class TelemetryView(BaseModel):
     start: datetime | None
     end: datetime | None
     slots: dict[str, list[TelemetryPoint]]
+
+
+def revision_of(job: Job) -> str:
+    """Stands for what can be edited of a job: another one means that somebody changed it."""
+    return hash_of([job.spec, job.held])[:16]
 
 
 def moment(epoch_s: float) -> datetime:

@@ -75,6 +75,16 @@ class Facts:
         return tuple(sorted(queued, key=lambda job: (job.rank, int(job.id))))
 
     @cached_property
+    def queue(self) -> tuple[Job, ...]:
+        """Every queued job: those that are about to start, then `waiting`."""
+        return (*(j for j in self.jobs.values() if j.state is State.QUEUED and j.offer is not None), *self.waiting)
+
+    @cached_property
+    def place(self) -> Mapping[str, int]:
+        """Where each queued job stands, from 1."""
+        return {job.id: place for place, job in enumerate(self.queue, 1)}
+
+    @cached_property
     def startable(self) -> tuple[Job, ...]:
         """Waiting jobs that only lack a slot."""
         return tuple(job for job in self.waiting if blocker(self, job) is None)

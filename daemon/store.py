@@ -4,6 +4,7 @@
     overnight:seq                  counter of job ids
     overnight:jobs                 zset    every job, by number
     overnight:jobs:state:<state>   zset    the same by state; also :kind:<kind>, :tag:<tag>
+    overnight:order                zset    every job that waits or runs, by its rank
     overnight:ended                zset    every job that ended, by the time of its end
     overnight:slot:<rig>:<slot>    string  who occupies it: job, fence, lead slot; absent when free
     overnight:leases               zset    running job -> end of its lease (Redis TIME, seconds)
@@ -25,6 +26,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, cast
 
 import redis
@@ -32,15 +34,16 @@ from redis.client import Pipeline
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from jobs.model import Job, Outcome, Progress, State, Wish, rank_of
+from daemon import order
+from jobs.model import InvalidTransition, Job, Outcome, Progress, State, Wish, priority_of, rank_of
 from jobs.spec import Spec, dump
 
 #: What RQ calls in the work-horse: a wire name, pinned by a test.
 ENTRYPOINT = "workers.execute.run_attempt"
 
 P = "overnight:"
-SEQ, JOBS, ENDED, LEASES, PAUSED, RIGS, EVENTS = (
-    P + name for name in ("seq", "jobs", "ended", "leases", "paused", "rigs", "events")
+SEQ, JOBS, ORDER, ENDED, LEASES, PAUSED, RIGS, EVENTS = (
+    P + name for name in ("seq", "jobs", "order", "ended", "leases", "paused", "rigs", "events")
 )
 EVENTS_KEPT = 100_000
 REPEAT_KEPT_S = 7 * 86_400
@@ -175,8 +178,10 @@ class Store:
                 self._index_new(pipe, job)
                 pipe.execute()
             restored += 1
-            if int(job.id) > int(cast(bytes, self.redis.get(SEQ)) or 0):
-                self.redis.set(SEQ, job.id)
+            # nothing that comes later may stand before it: a retried or moved job has a later number than its own
+            number = max(int(job.id), ceil(job.rank - rank_of(priority_of(job.rank), 0)))
+            if number > int(cast(bytes, self.redis.get(SEQ)) or 0):
+                self.redis.set(SEQ, number)
         return restored
 
     def get(self, job_id: str) -> Job:
@@ -223,7 +228,7 @@ class Store:
             for job in self._fetch(ids):
                 if len(found) == limit:
                     return Page(tuple(found), found[-1].id)
-                if _matches(job, state, kind, tag, text):
+                if matches(job, state, kind, tag, text):
                     found.append(job)
             scanned += len(ids)
             if len(ids) <= limit:
@@ -260,6 +265,38 @@ class Store:
             return after
 
         return cast(Job, self._transaction(body, job_key(job_id)))
+
+    def arrange(
+        self, job_ids: Sequence[str], step: Callable[[Job], Job] = Job.edited, place: order.Place | None = None
+    ) -> list[Job]:
+        """Change waiting jobs and where they stand in the queue, in one transaction: all of them, or none.
+
+        `place` counts among the jobs of their priority; without one each keeps its rank. Raises InvalidTransition,
+        UnknownJob, and what `step` raises.
+        """
+        anchors = [place.anchor] if place is not None and place.anchor else []
+
+        def body(pipe: Pipeline) -> list[Job]:
+            before = {job_id: self._read(pipe, job_id) for job_id in job_ids}
+            after = {job_id: step(job) for job_id, job in before.items()}
+            if place is not None and anchors:
+                order.check_neighbour([*after.values()], place, self._read(pipe, place.anchor))
+            first = int(cast(bytes, pipe.get(SEQ)) or 0)
+            ranks, last = order.arranged(self._ranks(pipe), [*after.values()], place, sequence=first)
+            if others := [job_id for job_id in ranks if job_id not in before]:
+                pipe.watch(*map(job_key, others))  # type: ignore[no-untyped-call]
+                before |= {job_id: self._read(pipe, job_id) for job_id in others}
+            after |= {job_id: after.get(job_id, before[job_id]).moved(rank=rank) for job_id, rank in ranks.items()}
+            pipe.multi()
+            if last > first:
+                pipe.incrby(SEQ, last - first)
+            for job_id, job in after.items():
+                if job != before[job_id]:
+                    self._write(pipe, before[job_id], job)
+            return [after[job_id] for job_id in job_ids]
+
+        keys = map(job_key, dict.fromkeys((*job_ids, *anchors)))
+        return cast(list[Job], self._transaction(body, *keys, ORDER, SEQ))
 
     def offer(self, job_id: str, *, rig: str, slots: tuple[str, ...], epoch: int, now: float) -> Job:
         """Give a waiting job its slots, and put it into the lead slot's mailbox. Raises SlotTaken, OldEpoch."""
@@ -323,9 +360,15 @@ class Store:
         """The attempt is over: final, or back to the queue. Frees its slots. May be repeated."""
         return self.change(job_id, lambda job: job.ended(fence=fence, outcome=outcome, now=now))
 
-    def wish(self, job_id: str, wish: Wish) -> Job:
-        """Ask a job to stop."""
-        return self.change(job_id, lambda job: job.asked(wish))
+    def wish(self, job_id: str, wish: Wish, *, only_if: State | None = None) -> Job:
+        """Ask a job to stop. Raises InvalidTransition; with `only_if`, also when it is in another state by now."""
+
+        def step(job: Job) -> Job:
+            if only_if is not None and job.state is not only_if:
+                raise InvalidTransition(f"job {job.id} is {job.state} by now, not {only_if}; it was left alone")
+            return job.asked(wish)
+
+        return self.change(job_id, step)
 
     def retry(self, job_id: str) -> Job:
         """Queue an ended job again, behind all that wait."""
@@ -454,10 +497,20 @@ class Store:
         records = self.redis.mget([job_key(job_id) for job_id in job_ids])
         return [Job.from_json(json.loads(record)) for record in records if record is not None]
 
+    def _ranks(self, pipe: Pipeline) -> dict[str, float]:
+        """The rank of every unfinished job. Those that an earlier version left out of the index are looked up."""
+        answer = cast(list[tuple[bytes, float]], pipe.zrange(ORDER, 0, -1, withscores=True))
+        known = {_text(job_id): float(rank) for job_id, rank in answer}
+        ids = [i for state in (State.QUEUED, State.RUNNING) for i in _texts(pipe.zrange(state_key(state), 0, -1))]
+        known |= {job.id: job.rank for job in self._fetch([job_id for job_id in ids if job_id not in known])}
+        return {job_id: known[job_id] for job_id in ids if job_id in known}
+
     def _index_new(self, pipe: Pipeline, job: Job) -> None:
         pipe.set(job_key(job.id), _dumps(job))
         for index in _indexes(job):
             pipe.zadd(index, {job.id: int(job.id)})
+        if not job.state.final:
+            pipe.zadd(ORDER, {job.id: job.rank})
         if job.finished_at is not None:
             pipe.zadd(ENDED, {job.id: job.finished_at})
 
@@ -469,6 +522,10 @@ class Store:
             pipe.zrem(index, after.id)
         for index in new - old:
             pipe.zadd(index, {after.id: int(after.id)})
+        if after.state.final:
+            pipe.zrem(ORDER, after.id)
+        elif before.state.final or before.rank != after.rank:
+            pipe.zadd(ORDER, {after.id: after.rank})
         if before.finished_at != after.finished_at:
             if after.finished_at is not None:
                 pipe.zadd(ENDED, {after.id: after.finished_at})
@@ -548,7 +605,8 @@ def _indexes(job: Job) -> Iterator[str]:
         yield f"{JOBS}:tag:{tag}"
 
 
-def _matches(job: Job, state: State | None, kind: str | None, tag: str | None, text: str | None) -> bool:
+def matches(job: Job, state: State | None, kind: str | None, tag: str | None, text: str | None) -> bool:
+    """Whether a filtered list holds it."""
     return (
         (state is None or job.state is state)
         and (kind is None or job.kind == kind)
