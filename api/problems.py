@@ -41,6 +41,7 @@ KNOWN = {
     422: ("invalid", "The request is not valid"),
     429: ("too-many", "Too many"),
     500: ("internal", "Something went wrong on the rig"),
+    502: ("rig-away", "Another rig does not answer"),
     503: ("unavailable", "The queue is not reachable"),
     507: ("disk-full", "The rig's disk is full"),
 }

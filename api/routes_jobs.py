@@ -43,6 +43,16 @@ def known(job_id: str, rig: Rig) -> Job:
 KnownJob = Annotated[Job, Depends(known)]
 
 
+def held_here(job: KnownJob, rig: Rig) -> Job:
+    """The job of the address, when its run folder is on this rig. Raises HeldElsewhere."""
+    rig.require_here(job)
+    return job
+
+
+#: For routes that read the run folder: a call for one on another rig is answered by that rig.
+HeldJob = Annotated[Job, Depends(held_here)]
+
+
 def body_of(schema: str) -> dict[str, Any]:
     """A request body for OpenAPI; the body itself is read by api.documents."""
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
@@ -177,7 +187,7 @@ def retry_job(job: KnownJob, rig: Rig) -> JobView:
     return JobView.of(job, rig.facts())
 
 
-@router.delete("/{job_id}", operation_id="deleteJob", status_code=204, responses=documented(*EVERYBODY, 404, 409))
+@router.delete("/{job_id}", operation_id="deleteJob", status_code=204, responses=documented(*EVERYBODY, 404, 409, 502))
 def delete_job(job_id: str, rig: Rig) -> None:
     """Forget an ended job and remove its run folder."""
     try:
@@ -187,6 +197,7 @@ def delete_job(job_id: str, rig: Rig) -> None:
         if not job_id.isdigit() or len(job_id) > LONGEST_ID or not run_dir(rig.settings.runs, job_id).path.is_dir():
             raise
     else:
+        rig.require_here(job)
         _refuse_while_needed(job, rig)
         rig.store.delete(job.id)
     folder = run_dir(rig.settings.runs, job_id).path

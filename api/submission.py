@@ -28,23 +28,71 @@ class Submitted:
 
 def checked(documents: Sequence[Mapping[str, Any]], rig: Context, *, names: Callable[[int], str]) -> list[Spec]:
     """The documents as specs that this rig can take. Raises InvalidSpec; `names` tells where each one stands."""
-    slots = largest(rig.store.rigs())
+    rigs = rig.store.rigs()
+    # with several rigs each one's own word counts; this rig speaks for itself
+    slots = largest({rig.settings.rig: rigs.get(rig.settings.rig, {})} if rig.elsewhere.shared else rigs)
     specs: list[Spec] = []
+    unfit: dict[int, InvalidSpec] = {}
     errors: list[FieldError] = []
     wrong = 0
     for number, document in enumerate(documents):
         try:
             spec = parse(document)
-            admit(spec, rig.settings, slots=slots, known_jobs=rig.store.get_many)
             specs.append(spec)
+            try:
+                _for_this_rig(spec, rig)
+                admit(
+                    spec,
+                    rig.settings,
+                    slots=slots,
+                    known_jobs=rig.store.get_many,
+                    uploaded_elsewhere=lambda digest: _is_elsewhere(digest, rig),
+                )
+            except InvalidSpec as error:
+                if rig.asked_by_rig or len(rigs) < 2:
+                    raise
+                unfit[number] = error
         except InvalidSpec as error:
             wrong += 1
             errors += [FieldError(_joined(names(number), e.field), e.message) for e in error.errors]
             if wrong == WRONG_TOLD:
                 break
+    errors += _unfit_everywhere(unfit, documents, rig, names)
     if errors:
         raise InvalidSpec(errors)
     return specs
+
+
+def _for_this_rig(spec: Spec, rig: Context) -> None:
+    if spec.rig and spec.rig != rig.settings.rig:
+        there = ", ".join(rig.store.rigs()) or rig.settings.rig
+        raise InvalidSpec(
+            [FieldError("rig", f"{spec.rig!r} is no rig of this queue that takes the job; there are {there}")]
+        )
+
+
+def _is_elsewhere(digest: str, rig: Context) -> bool:
+    if rig.asked_by_rig or not rig.elsewhere.shared:
+        return rig.elsewhere.shared  # whether the file exists, the rig has looked that asks
+    return bool(rig.store.rigs_with_input(digest, rig.store.rigs()))
+
+
+def _unfit_everywhere(
+    unfit: Mapping[int, InvalidSpec],
+    documents: Sequence[Mapping[str, Any]],
+    rig: Context,
+    names: Callable[[int], str],
+) -> list[FieldError]:
+    """What is wrong with those that neither this rig nor another one takes."""
+    numbers = list(unfit)
+    takers = rig.elsewhere.taken_by([documents[number] for number in numbers]) if numbers else []
+    errors: list[FieldError] = []
+    told = 0
+    for number, taker in zip(numbers, takers, strict=True):
+        if taker is None and told < WRONG_TOLD:
+            told += 1
+            errors += [FieldError(_joined(names(number), e.field), e.message) for e in unfit[number].errors]
+    return errors
 
 
 def submit(

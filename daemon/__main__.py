@@ -15,7 +15,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from daemon import __file__ as package_file
-from daemon import redis_server
+from daemon import inputs, peers, redis_server
 from daemon.gpus import discover
 from daemon.loop import Loop, TakenOver, clear_slot, worker_name
 from daemon.process_tree import become_subreaper, kill_marked
@@ -65,7 +65,7 @@ def run(settings: Settings) -> int:
         if settings.redis_url is None:
             redis_server.start(settings).stop()
         raise
-    except (RedisUnavailable, NoSuchSlot) as error:
+    except (RedisUnavailable, NoSuchSlot, peers.CannotJoin) as error:
         print(error, file=sys.stderr)
         return EX_UNAVAILABLE
     except redis.RedisError as error:
@@ -79,7 +79,7 @@ def run(settings: Settings) -> int:
         print(error, file=sys.stderr)
         return EX_TEMPFAIL
     finally:
-        close(settings, supervisor, server)
+        close(settings, supervisor, server, store)
     return 0
 
 
@@ -95,6 +95,7 @@ def open_rig(settings: Settings) -> tuple[Server | None, Store, tuple[Slot, ...]
             if server is not None and redis_server.was_repaired(settings):
                 log.warning("%d job(s) were put back from their run folders", reindex(store, settings, now=time.time()))
             slots, problem = find_slots(settings)
+            peers.join(store, settings)
             epoch = reconcile(settings, store, slots)
             publish(settings, store, slots, problem)
             return server, store, slots, epoch
@@ -134,6 +135,8 @@ def publish(settings: Settings, store: Store, slots: tuple[Slot, ...], problem: 
     shown = settings.model_dump(mode="json", exclude={"redis_url"})
     facts: dict[str, Any] = {"slots": [slot.to_json() for slot in slots], "problem": problem, "settings": shown}
     store.describe_rig(settings.rig, {**facts, "started_at": time.time()})
+    if settings.redis_url is not None:
+        store.add_inputs(settings.rig, inputs.uploaded(settings.inputs), anew=True)
 
 
 def staff(settings: Settings, slots: tuple[Slot, ...]) -> Supervisor:
@@ -160,12 +163,17 @@ def staff(settings: Settings, slots: tuple[Slot, ...]) -> Supervisor:
     return supervisor
 
 
-def close(settings: Settings, supervisor: Supervisor, server: Server | None) -> None:
+def close(settings: Settings, supervisor: Supervisor, server: Server | None, store: Store) -> None:
     """Stop everything, the queue last."""
     names = list(supervisor.processes)
     supervisor.stop([name for name in names if name.startswith("worker ")])
     supervisor.stop(["api", "sampler"])
     kill_marked(MARK, mark(settings))
+    if settings.redis_url is not None:
+        try:
+            peers.leave(store, settings, now=time.time())
+        except redis.RedisError as error:
+            log.warning("the other rigs could not be told that this one stops: %s", error)
     if server is not None:
         redis_server.start(settings).stop()  # `start` adopts whichever server runs now: it may have been replaced
     log.info("stopped")

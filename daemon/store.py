@@ -11,6 +11,9 @@
     overnight:paused               set     rigs ("<rig>") and slots ("<rig>:<slot>") that take no new job
     overnight:rigs                 hash    rig -> its slots and settings in force, JSON
     overnight:beat:<rig>           string  the daemon's last beat, JSON, with a TTL
+    overnight:beats                zset    rig -> the moment of its last beat (Redis TIME, seconds)
+    overnight:queue                hash    of this queue: its id, the newest record version that wrote here, the rigs' key
+    overnight:inputs:<rig>         set     SHA-256 of the uploads that lie on the rig: where to ask, not the truth
     overnight:epoch:<rig>          counter of the daemon's lives; an older life's offers are refused
     overnight:events               stream  every change, for the planner, the page and messages
     overnight:repeat:<key>         string  Idempotency-Key -> body hash and job ids, with a TTL
@@ -42,8 +45,8 @@ from jobs.spec import Spec, dump
 ENTRYPOINT = "workers.execute.run_attempt"
 
 P = "overnight:"
-SEQ, JOBS, ORDER, ENDED, LEASES, PAUSED, RIGS, EVENTS = (
-    P + name for name in ("seq", "jobs", "order", "ended", "leases", "paused", "rigs", "events")
+SEQ, JOBS, ORDER, ENDED, LEASES, PAUSED, RIGS, EVENTS, BEATS, QUEUE = (
+    P + name for name in ("seq", "jobs", "order", "ended", "leases", "paused", "rigs", "events", "beats", "queue")
 )
 EVENTS_KEPT = 100_000
 REPEAT_KEPT_S = 7 * 86_400
@@ -111,6 +114,10 @@ def state_key(state: State) -> str:
 
 def slot_key(rig: str, slot: str) -> str:
     return f"{P}slot:{rig}:{slot}"
+
+
+def inputs_key(rig: str) -> str:
+    return f"{P}inputs:{rig}"
 
 
 def mailbox(rig: str, slot: str) -> str:
@@ -436,11 +443,75 @@ class Store:
 
     def beat(self, rig: str, facts: Mapping[str, Any]) -> None:
         """The daemon lives."""
-        self.redis.set(f"{P}beat:{rig}", json.dumps(facts), ex=BEAT_TTL_S)
+        seconds, micros = self.redis.time()
+        with self.redis.pipeline() as pipe:
+            pipe.set(f"{P}beat:{rig}", json.dumps(facts), ex=BEAT_TTL_S)
+            pipe.zadd(BEATS, {rig: int(seconds) + int(micros) / 1e6})
+            pipe.execute()
 
     def last_beat(self, rig: str) -> dict[str, Any] | None:
         """The daemon's last beat; None when it is older than `BEAT_TTL_S`."""
         return _json(self.redis.get(f"{P}beat:{rig}"))
+
+    def beats(self, rigs: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The last beat of each of these rigs; without those that are silent for longer than `BEAT_TTL_S`."""
+        names = list(rigs)
+        found = self.redis.mget([f"{P}beat:{rig}" for rig in names]) if names else []
+        return {rig: json.loads(beat) for rig, beat in zip(names, found, strict=True) if beat is not None}
+
+    def silences(self) -> dict[str, float]:
+        """Seconds since the last beat of every rig, by the clock of Redis."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(BEATS, 0, -1, withscores=True)
+            (seconds, micros), beats = pipe.execute()
+        now = int(seconds) + int(micros) / 1e6
+        return {_text(rig): now - at for rig, at in beats}
+
+    def forget_rig(self, rig: str) -> None:
+        """A rig that will not come back: its name, its pauses and what is known of its uploads."""
+        paused = [name for name in self.paused() if name == rig or name.startswith(f"{rig}:")]
+        with self.redis.pipeline() as pipe:
+            pipe.hdel(RIGS, rig)
+            pipe.zrem(BEATS, rig)
+            pipe.delete(f"{P}beat:{rig}", inputs_key(rig))
+            if paused:
+                pipe.srem(PAUSED, *paused)
+            self._tell(pipe, "rig", "", {"rig": rig})
+            pipe.execute()
+
+    # -- what the rigs of one queue agree on ------------------------------------------------------------------------------
+
+    def queue_fact(self, name: str, first: str) -> str:
+        """A fact of this queue. Whoever asks first sets it to `first`; everybody gets the same answer."""
+        self.redis.hsetnx(QUEUE, name, first)
+        return _text(cast(bytes, self.redis.hget(QUEUE, name)))
+
+    def set_queue_fact(self, name: str, value: str) -> None:
+        """Change a fact of this queue."""
+        self.redis.hset(QUEUE, name, value)
+
+    def add_inputs(self, rig: str, digests: Iterable[str], *, anew: bool = False) -> None:
+        """These uploads lie on the rig. `anew`: and no others."""
+        found = list(digests)
+        with self.redis.pipeline() as pipe:
+            if anew:
+                pipe.delete(inputs_key(rig))
+            for chunk in _chunks(found, 1_000):
+                pipe.sadd(inputs_key(rig), *chunk)
+            pipe.execute()
+
+    def drop_input(self, rig: str, digest: str) -> None:
+        """The upload does not lie there after all."""
+        self.redis.srem(inputs_key(rig), digest)
+
+    def rigs_with_input(self, digest: str, rigs: Iterable[str]) -> list[str]:
+        """Those of these rigs that are said to have the upload."""
+        names = list(rigs)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for rig in names:
+                pipe.sismember(inputs_key(rig), digest)
+            return [rig for rig, there in zip(names, pipe.execute(), strict=True) if there]
 
     def empty_mailbox(self, rig: str, slot: str) -> None:
         """Forget what RQ knows of a dead worker: its name would be refused for minutes, its entry would be stale."""
