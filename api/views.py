@@ -7,7 +7,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from daemon.plan import Facts, explain
+from daemon.explain import explain
+from daemon.plan import Facts
 from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection
 
 from daemon import telemetry
-from daemon.plan import Facts, SlotFacts
+from daemon.plan import Facts, Policy, SlotFacts
 from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.store import Event, Store
@@ -78,6 +78,9 @@ class Ledger:
             window_open=windows.is_open(now, zone),
             window_opens_at=windows.opens_at(now, zone),
             window_end=settings.window_end,
+            closes_at=windows.closes_at(now, zone),
+            window_s=windows.longest_s,
+            policy=policy(settings),
             leases=self._store.leases(),
             hold=disk_hold(settings),
             offer_timeout_s=settings.offer_timeout_s,
@@ -120,6 +123,17 @@ class Ledger:
         parents = {parent for job in jobs for parent, _ in job.parents}
         unknown = [p for p in parents if p not in self._jobs and p not in self._fates]
         self._fates |= {job.id: job.state for job in self._store.get_many(unknown).values() if job.state.final}
+
+
+def policy(settings: Settings) -> Policy:
+    """How the owner wants it."""
+    budget_w = settings.rig_power_budget_w
+    return Policy(
+        min_run_s=settings.min_run_s,
+        window_overrun_s=settings.window_overrun_s,
+        power_budget_w=budget_w,
+        start_gap_s=settings.start_gap_s if budget_w is not None else 0.0,
+    )
 
 
 def disk_hold(settings: Settings) -> str | None:

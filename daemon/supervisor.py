@@ -167,6 +167,8 @@ def as_environment(settings: Settings) -> dict[str, str]:
     for name, value in settings.model_dump(exclude_defaults=True).items():
         if name == "window" and not isinstance(value, str):
             continue  # a list or a table can only come from config.toml, which every process reads
+        if isinstance(value, Mapping):
+            continue
         if isinstance(value, tuple):
             value = os.pathsep.join(str(part) for part in value)
         values[PREFIX + name.upper()] = str(value)

@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.plan import Cancel, DeclareLost, Facts, Interrupt, Offer, SlotFacts, Withdraw, explain, plan
+from daemon.explain import explain
+from daemon.plan import Cancel, DeclareLost, Facts, Interrupt, Offer, SlotFacts, Withdraw, plan
 from daemon.rig import Slot
 from jobs.model import End, Job, Outcome, Priority, Progress, State, Wish, WishKind, rank_of
 
