@@ -79,7 +79,7 @@ def _behind(facts: Facts, job: Job, needs: str, usable: list[SlotFacts]) -> str:
 def _busy(s: SlotFacts) -> str:
     if s.job is not None:
         return f"{_name(s.slot)} is busy with job {s.job}"
-    return f"{_name(s.slot)} {s.resting}" if s.resting else f"the worker of {_name(s.slot)} is starting"
+    return f"{_name(s.slot)} is {s.resting}" if s.resting else f"the worker of {_name(s.slot)} is starting"
 
 
 def _why_not(s: SlotFacts, job: Job) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection
 
 from daemon import telemetry
+from daemon.conditions import Condition, Conditions
 from daemon.plan import Facts, Policy, SlotFacts
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -15,8 +16,6 @@ from daemon.store import Event, Store
 from jobs.model import Job, State
 
 EVENTS_PER_READ = 1_000
-#: What the sampler says of a GPU that must get no new job.
-UNFIT = frozenset({"lost", "suspect"})
 
 
 class Ledger:
@@ -44,19 +43,29 @@ class Ledger:
         with self._lock:
             self._last = None
 
-    def facts(self, now: float, settings: Settings, *, ready: Collection[str] | None = None) -> Facts:
-        """What the planner needs to know at this moment about this rig. `ready`: slots whose worker listens; None: all."""
-        problems = {
-            slot: seen.state
-            for slot, seen in telemetry.latest(settings.home, now=now).slots.items()
-            if seen.state in UNFIT
-        }
+    def facts(
+        self,
+        now: float,
+        settings: Settings,
+        *,
+        ready: Collection[str] | None = None,
+        conditions: Conditions | None = None,
+    ) -> Facts:
+        """What the planner needs to know at this moment about this rig.
+
+        `ready`: slots whose worker listens; None: all. `conditions`: the loop's own; everybody else takes those of its beat.
+        """
         self.refresh()
         rig, paused = settings.rig, self._store.paused()
         slots = [Slot.from_json(record) for record in self._store.rigs().get(rig, {}).get("slots", [])]
         with self._lock:
             jobs, fates = dict(self._jobs), dict(self._fates)
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
+        if conditions is not None:
+            found = conditions.look(telemetry.latest(settings.home, now=now), occupied, now)
+        else:
+            told = (self._store.last_beat(rig) or {}).get("conditions", {})
+            found = {slot: Condition.from_json(record) for slot, record in told.items()}
         windows, zone = settings.windows, settings.zone
         return Facts(
             now=now,
@@ -67,8 +76,8 @@ class Ledger:
                     slot,
                     paused=f"{rig}:{slot.id}" in paused,
                     ready=ready is None or slot.id in ready,
-                    problem=problems.get(slot.id),
                     job=occupied.get(slot.id),
+                    **vars(found.get(slot.id, Condition())),
                 )
                 for slot in slots
             ),

@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NamedTuple
 
 #: Left to the driver and the desktop beside what a job says it needs.
 VRAM_RESERVE_BYTES = 512 << 20
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """What a job asks of the board."""
 
     job: str
@@ -29,15 +29,10 @@ class Need:
 
     @property
     def gives_way(self) -> bool:
-        return math.isfinite(self.yields_in_s)
-
-    @property
-    def shape(self) -> tuple[int, int, bool]:
-        """Needs of one shape differ in how long they last only."""
-        return self.gpus, self.vram_bytes, self.gives_way
+        return self.yields_in_s < math.inf
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """One usable slot on the board. Times are seconds from now; inf: nobody knows."""
 
@@ -86,41 +81,46 @@ class Board:
     watts_left: float = math.inf
     #: How much of it the last job that did not start lacked.
     lacks_w: float = 0.0
+    #: The shortest job of each shape that found nothing: the board only gets fuller.
     _refused: dict[tuple[int, int, bool], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._free = [place for place in self.places if place.free_in_s <= 0]
+        self._unkept = list(self.places)
 
     @property
     def full(self) -> bool:
         """Whether nobody behind can take or keep anything."""
-        return all(place.keeper is not None and place.free_in_s > 0 for place in self.places)
+        return not self._free and not self._unkept
 
     def refuses(self, need: Need) -> bool:
-        """Whether a job of this shape, no longer than this one, found nothing before: the board only gets fuller."""
-        return need.shape in self._refused and need.lasts_s >= self._refused[need.shape]
+        """Whether it is known already that it can neither take nor keep anything."""
+        if len(self._free) < need.gpus and len(self._unkept) < need.gpus:
+            return True
+        return bool(self._refused) and need.lasts_s >= self._refused.get(_shape(need), math.nan)
 
     def take(self, need: Need) -> tuple[Place, ...]:
         """The slots on which it starts now; none when they are too few."""
-        fitting = [
-            place
-            for place in self.places
-            if place.free_in_s <= 0 and fits(need.vram_bytes, place.room_bytes) and place.open_to(need)
-        ]
+        fitting = [place for place in self._free if place.open_to(need) and fits(need.vram_bytes, place.room_bytes)]
         if len(fitting) < need.gpus:
             return ()
         chosen = _alike(sorted(fitting, key=_smallest_first), need.gpus)
-        more_w = sum(place.power_w for place in chosen)
-        if more_w > self.watts_left:
-            self.lacks_w = more_w - self.watts_left
+        power_w = sum(place.power_w for place in chosen)
+        if power_w > self.watts_left:
+            self.lacks_w = power_w - self.watts_left
             return ()
-        self.watts_left -= more_w
+        self.watts_left -= power_w
         for place in chosen:
-            place.occupant, place.free_in_s = need.job, need.lasts_s
+            place.occupant, place.free_in_s = need.job, max(1.0, need.lasts_s)
+            self._free.remove(place)
         return chosen
 
     def keep(self, need: Need) -> Kept | None:
         """Keep the slots that it will have soonest; None when too few are left that nobody keeps."""
-        left = [place for place in self.places if place.keeper is None and fits(need.vram_bytes, place.room_bytes)]
+        left = [place for place in self._unkept if fits(need.vram_bytes, place.room_bytes)]
         if len(left) < need.gpus:
-            self._refused[need.shape] = min(need.lasts_s, self._refused.get(need.shape, math.inf))
+            shape = _shape(need)
+            self._refused[shape] = min(need.lasts_s, self._refused.get(shape, math.inf))
             return None
         when = {place.slot: self._free_for(place, need) for place in left}
         at_s = sorted(when.values())[need.gpus - 1]
@@ -128,6 +128,7 @@ class Board:
         chosen = _soonest(in_time, need.gpus, max(at_s, self.soon_s))
         for place in chosen:
             place.keeper, place.needed_in_s = need, at_s
+            self._unkept.remove(place)
         asked = (p.occupant for p in chosen if p.occupant and p.free_in_s > self.soon_s and at_s <= self.soon_s)
         return Kept(chosen, at_s, tuple(dict.fromkeys(asked)))
 
@@ -145,6 +146,11 @@ class Board:
         if need.gives_way or place.free_in_s <= self.soon_s:
             return place.free_in_s
         return min(place.free_in_s, place.asked_free_in_s)
+
+
+def _shape(need: Need) -> tuple[int, int, bool]:
+    """Needs of one shape differ in how long they last only."""
+    return need.gpus, need.vram_bytes, need.gives_way
 
 
 def fits(vram_bytes: int, room_bytes: int) -> bool:

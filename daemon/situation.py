@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from functools import cached_property
 from zoneinfo import ZoneInfo
 
@@ -131,6 +131,11 @@ class Facts:
         return dict(_leaving(self))
 
     @cached_property
+    def today(self) -> date:
+        """The date in the rig's zone."""
+        return datetime.fromtimestamp(self.now, self.zone).date()
+
+    @cached_property
     def opens(self) -> str:
         """When the window opens, for people; "" when that is not known."""
         return clock(self.window_opens_at, self) if self.window_opens_at else ""
@@ -150,7 +155,7 @@ def blocker(facts: Facts, job: Job) -> str | None:
     """Why a waiting job could not start even on an idle rig; None when it could."""
     if job.held:
         return "held until it is released"
-    for parent, condition in job.parents:
+    for parent, condition in job.parents if job.after else ():
         if parent in facts.jobs or not condition.met_by(facts.fates.get(parent)):
             state = facts.jobs[parent].state if parent in facts.jobs else facts.fates.get(parent, "gone")
             return f"waits for job {parent}, which is {state}"
@@ -176,8 +181,8 @@ def blocker(facts: Facts, job: Job) -> str | None:
 
 def clock(moment: float, facts: Facts) -> str:
     """A time of day in the rig's zone, with the date when it is another day's."""
-    then, now = datetime.fromtimestamp(moment, facts.zone), datetime.fromtimestamp(facts.now, facts.zone)
-    return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%a %d %b %H:%M}"
+    then = datetime.fromtimestamp(moment, facts.zone)
+    return f"{then:%H:%M}" if then.date() == facts.today else f"{then:%a %d %b %H:%M}"
 
 
 def gib(count: float) -> str:

@@ -74,7 +74,7 @@ def starts(facts: Facts) -> Starts:
     for job in facts.startable:
         if board.full:
             break
-        if (gap_s := _gap_s(facts, offers)) > 0:
+        if facts.policy.start_gap_s and (gap_s := _gap_s(facts, offers)) > 0:
             waits[job.id] = Wait(
                 reason=f"starts are {facts.policy.start_gap_s:g} s apart; the next is in {gap_s:.0f} s"
             )
@@ -102,7 +102,8 @@ def starts(facts: Facts) -> Starts:
 
 
 def _need(facts: Facts, job: Job) -> Need:
-    yields_in_s = facts.policy.min_run_s + facts.policy.saving_s if job.priority is Priority.BACKLOG else math.inf
+    policy = facts.policy
+    yields_in_s = policy.min_run_s + policy.saving_s if job.priority is Priority.BACKLOG else math.inf
     return Need(job.id, job.gpus, job.vram_bytes or 0, _lasts_s(facts, job), yields_in_s)
 
 
@@ -134,14 +135,12 @@ def _place(facts: Facts, s: SlotFacts, soon_s: float) -> Place:
 
 def _lasts_s(facts: Facts, job: Job) -> float:
     """After so many seconds a job that starts now is gone, with a margin; inf when nobody knows."""
-    ends = [math.inf]
+    lasts_s = math.inf
     if (expected_s := facts.expected_s.get(job.id)) is not None:
-        ends.append(expected_s * MARGIN + MARGIN_S)
+        lasts_s = expected_s * MARGIN + MARGIN_S
     if job.max_runtime_s is not None:
-        ends.append(job.max_runtime_s + MARGIN_S)
-    if (closes_in_s := _closes_in_s(facts, job)) is not None:
-        ends.append(closes_in_s)
-    return min(ends)
+        lasts_s = min(lasts_s, job.max_runtime_s + MARGIN_S)
+    return min(lasts_s, _closes_in_s(facts, job))
 
 
 def left_s(facts: Facts, job: Job) -> float:
@@ -152,18 +151,17 @@ def left_s(facts: Facts, job: Job) -> float:
     left_s = facts.expected_s.get(job.id, job.progress.eta_s if job.progress else None)
     if left_s is None or left_s <= 0:
         return math.inf
-    closes_in_s = _closes_in_s(facts, job)
-    return left_s if closes_in_s is None else min(left_s, max(1.0, closes_in_s))
+    return min(left_s, max(1.0, _closes_in_s(facts, job)))
 
 
 def _stops(facts: Facts, job: Job) -> bool:
     return job.wish is not None or job.id in facts.leaving
 
 
-def _closes_in_s(facts: Facts, job: Job) -> float | None:
-    """When the window's end stops it."""
-    if job.window != "night" or facts.window_end != "checkpoint" or facts.closes_at is None:
-        return None
+def _closes_in_s(facts: Facts, job: Job) -> float:
+    """When the window's end stops it; inf when it does not."""
+    if facts.closes_at is None or facts.window_end != "checkpoint" or job.window != "night":
+        return math.inf
     return facts.closes_at - facts.now
 
 
@@ -175,8 +173,6 @@ def _min_run_s(facts: Facts, job: Job) -> float:
 
 
 def _gap_s(facts: Facts, offers: list[Offer]) -> float:
-    """Seconds until the next start, where starts are staggered."""
-    if not facts.policy.start_gap_s:
-        return 0.0
+    """Seconds until the next start may be."""
     last = [job.offer.at if job.offer else job.attempts[-1].started_at for job in facts.here]
     return max([*last, facts.now if offers else -math.inf]) + facts.policy.start_gap_s - facts.now
