@@ -41,9 +41,7 @@ def facts(*jobs: Job, gpus: int = 2, **more: Any) -> Facts:
     slots = tuple(
         SlotFacts(
             Slot(f"GPU-{i}", f"{memory[i]} GiB card", i, memory[i] * GIB),
-            job=occupied.get(f"GPU-{i}"),
-            paused=f"GPU-{i}" in paused,
-            **per_slot.get(i, {}),
+            **{"job": occupied.get(f"GPU-{i}"), "paused": f"GPU-{i}" in paused, **per_slot.get(i, {})},
         )
         for i in range(gpus)
     )
