@@ -12,7 +12,8 @@ from api.panels import names
 from api.svg import Chart, Series, chart, clock_ticks
 from api.wording import CAUSE_WORDS, clock, count, duration, is_number, number, telling_metric, words
 from daemon import telemetry
-from daemon.plan import Facts, explain
+from daemon.explain import explain
+from daemon.plan import Facts
 from daemon.settings import Settings
 from jobs.model import Attempt, Cause, End, Job, Outcome, State
 from jobs.spec import KINDS

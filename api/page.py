@@ -27,7 +27,8 @@ from api.auth import NEXT
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.problems import ApiError
-from daemon.plan import Facts, explain
+from daemon.explain import explain
+from daemon.plan import Facts
 from daemon.settings import Settings
 from daemon.store import UnknownJob
 from jobs.model import Job, State

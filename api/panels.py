@@ -16,8 +16,9 @@ from api.context import ready_slots
 from api.svg import sparkline
 from api.wording import age, clock, count, number
 from daemon import telemetry
+from daemon.explain import explain
 from daemon.facts import Ledger
-from daemon.plan import Facts, SlotFacts, explain
+from daemon.plan import Facts, SlotFacts
 from daemon.samples import SlotNow
 from daemon.settings import Settings
 from daemon.store import BEAT_TTL_S, Store
