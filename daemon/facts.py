@@ -3,6 +3,7 @@
 Each change of a record adds its event in the same transaction, so a copy that reads the stream to its end is exact.
 """
 
+import math
 import shutil
 import threading
 from collections.abc import Collection
@@ -103,6 +104,7 @@ class Ledger:
             policy=policy(settings),
             leases=self._store.leases(),
             hold=disk_hold(settings),
+            disk_room_bytes=disk_room_bytes(settings),
             offer_timeout_s=settings.offer_timeout_s,
             renew_s=settings.renew_s,
             not_here=rigs.not_here,
@@ -169,12 +171,17 @@ def policy(settings: Settings) -> Policy:
     )
 
 
+def disk_room_bytes(settings: Settings) -> float:
+    """Free space above the floor; below zero when the disk is too full."""
+    try:
+        return float(shutil.disk_usage(settings.home).free - settings.disk_floor_bytes)
+    except FileNotFoundError:
+        return math.inf
+
+
 def disk_hold(settings: Settings) -> str | None:
     """Why a full disk holds the queue; None when there is space. It goes on by itself when there is again."""
-    try:
-        free_bytes = shutil.disk_usage(settings.home).free
-    except FileNotFoundError:
+    if (room_bytes := disk_room_bytes(settings)) >= 0:
         return None
-    if free_bytes >= settings.disk_floor_bytes:
-        return None
+    free_bytes = room_bytes + settings.disk_floor_bytes
     return f"the rig's disk has {free_bytes / 1e9:.1f} GB left; jobs start again at {settings.disk_floor_bytes / 1e9:.1f} GB"

@@ -16,6 +16,7 @@ import redis
 from daemon import peers, redis_server, telemetry
 from daemon.conditions import Conditions
 from daemon.facts import Ledger
+from daemon.housekeeping import Housekeeper
 from daemon.plan import Cancel, Decision, DeclareLost, Interrupt, Offer, Withdraw, plan
 from daemon.process_tree import is_alive, kill_marked, kill_tree
 from daemon.redis_server import Server
@@ -88,6 +89,7 @@ class Loop:
         self._settings, self._store, self._supervisor = settings, store, supervisor
         self._slots, self._epoch, self._server, self._now = slots, epoch, server, now
         self._ledger, self._conditions = Ledger(store), Conditions(settings)
+        self._housekeeper = Housekeeper(settings, now=now())
         self._alarm = Alarm()
         self._stops_asked = 0
         self._last_beat = -math.inf
@@ -123,6 +125,7 @@ class Loop:
         self._untaken -= {worker_name(job.slots[0]) for job in facts.here if job.state is State.RUNNING}
         for decision in plan(replace(facts, seen_for_s=self._seen_for_s())):
             self._act(decision)
+        self._housekeeper.look(facts.now)
         self._beat(facts.now)
 
     def _seen_for_s(self) -> float:

@@ -7,6 +7,7 @@ their calls lies there, too, and nobody copies tokens. It opens only what rigs n
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 import socket
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 from daemon.settings import Settings
 from daemon.store import BEAT_TTL_S, Store, mailbox
 from jobs.model import RECORD_VERSION, Job
+from jobs.rundir import sync_folder
 
 SCHEME = "Overnight-Rig"
 SIGNED_FOR_S = 60
@@ -166,7 +168,8 @@ def _refuse_other_records(store: Store, others: Mapping[str, Mapping[str, Any]])
 def _refuse_used_name(store: Store, settings: Settings, beat: Mapping[str, Any] | None) -> None:
     rig, ours = settings.rig, identity(settings)
     fix = f"Give this one another name: `rig` in {settings.home / 'config.toml'}, or OVERNIGHT_RIG."
-    if beat is not None and beat.get("identity", ours) != ours:
+    # an embedded Redis lies in our own home: whoever spoke there was an earlier life of this rig
+    if settings.redis_url is not None and beat is not None and beat.get("identity", ours) != ours:
         raise CannotJoin(f"Another machine or data folder is rig {rig} in this queue now. {fix}")
     for other in store.rigs():
         if other != rig and mailbox(other, "") == mailbox(rig, ""):
@@ -190,12 +193,17 @@ def _refuse_other_queue(store: Store, settings: Settings) -> None:
 
 
 def _kept(path: Path, text: str) -> str:
-    """A text in a file, written once."""
-    if not path.exists():
-        draft = path.with_name(f".{path.name}.tmp")
-        draft.write_text(text + "\n")
-        draft.replace(path)
-    return path.read_text().strip()
+    """A text in a file, written once. It survives a power cut: what stands in the queue does, too, and the two must agree."""
+    if path.exists() and (known := path.read_text().strip()):
+        return known
+    draft = path.with_name(f".{path.name}.tmp")
+    with draft.open("w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
+    return text
 
 
 def host_of(url: str) -> str:

@@ -89,6 +89,8 @@ class Settings(BaseModel):
     grace_s: PositiveFloat = Field(60.0, description="From SIGTERM to SIGKILL: time to save.")
     hang_after_s: PositiveFloat = Field(300.0, description="A recipe silent this long at a steady step hangs; slow phases get six times that.")  # fmt: skip
     disk_floor_bytes: PositiveInt = Field(2_000_000_000, description="With less free space no job starts.")
+    max_log_bytes: PositiveInt = Field(200_000_000, ge=10_000, description="Of a job's log that grows longer the middle is cut out.")  # fmt: skip
+    keep_checkpoints_days: PositiveFloat = Field(14.0, description="Checkpoints of a fine-tune that succeeded are removed after this; its adapter stays.")  # fmt: skip
     warm_start: bool = Field(True, description="Workers import torch before a job needs it.")
     max_body_bytes: PositiveInt = Field(1_000_000, description="Largest request body but uploads.")
     max_input_bytes: PositiveInt = Field(50_000_000_000, description="Largest uploaded file.")

@@ -98,6 +98,8 @@ class Facts:
     leases: Mapping[str, float] = field(default_factory=dict)
     #: Why nothing may start on the whole rig now (a full disk).
     hold: str | None = None
+    #: Free space above the floor of the rig's disk.
+    disk_room_bytes: float = math.inf
     #: How long the queue has been seen without a break.
     seen_for_s: float = math.inf
     offer_timeout_s: float = 60.0
@@ -197,6 +199,9 @@ def blocker(facts: Facts, job: Job) -> str | None:
         return "the rig is paused"
     if facts.hold:
         return facts.hold
+    if (needed := job.estimate.get("disk_bytes", 0.0)) > facts.disk_room_bytes:
+        room = f"{facts.disk_room_bytes / 1e9:.1f} GB"
+        return f"needs {needed / 1e9:.1f} GB for its checkpoints; the rig's disk has {room} to give"
     if job.window == "night" and (reason := _too_late(facts, job)):
         return reason
     if job.max_concurrent and facts.of_sweep.get(job.sweep, 0) >= job.max_concurrent:

@@ -116,6 +116,13 @@ def test_a_gpu_that_the_sampler_lost_gets_no_job_and_the_reason_is_told() -> Non
     assert explain(found, found.jobs["1"]) == "needs a GPU; GPU 0 is lost"
 
 
+def test_a_job_whose_checkpoints_do_not_fit_on_the_disk_waits_and_holds_nobody_up() -> None:
+    found = facts(job(1, estimate={"disk_bytes": 5e9}), job(2), gpus=1, disk_room_bytes=4e9)
+    assert offers(found) == {"2": ("GPU-0",)}
+    assert explain(found, found.jobs["1"]) == "needs 5.0 GB for its checkpoints; the rig's disk has 4.0 GB to give"
+    assert list(offers(replace(found, disk_room_bytes=6e9))) == ["1"]
+
+
 def test_a_full_disk_holds_the_queue_and_says_so() -> None:
     found = facts(job(1), hold="the rig's disk has 0.4 GB left")
     assert plan(found) == [] and explain(found, found.jobs["1"]) == "the rig's disk has 0.4 GB left"
