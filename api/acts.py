@@ -31,36 +31,38 @@ class Act:
         return self.title or self.label
 
 
-def of_job(job: Job, *, earlier: str = "", later: str = "") -> list[Act]:
-    """For a job. `earlier`, `later`: its neighbours in the queue, where they are known."""
+def of_job(job: Job, *, earlier: str | None = None, later: str | None = None) -> list[Act]:
+    """For a job. `earlier`, `later`: its neighbours in the queue; "" where there is none, None where nobody knows."""
     return [*_of_job(job, earlier, later)]
 
 
-def _of_job(job: Job, earlier: str, later: str) -> Iterator[Act]:
+def _of_job(job: Job, earlier: str | None, later: str | None) -> Iterator[Act]:
     at = f"/do/jobs/{job.id}"
     if job.state is State.QUEUED:
         if job.offer is None:
             yield Act(f"{at}/release", "Release", "release") if job.held else Act(f"{at}/hold", "Hold", "hold")
-            yield Act(f"{at}/move", "Move first", "first", name="position", value="first")
+            if earlier != "":
+                yield Act(f"{at}/move", "Move first", "first", name="position", value="first")
             if earlier:
                 yield Act(f"{at}/move", "Move up", "up", name="position", value=f"before:{earlier}")
             if later:
                 yield Act(f"{at}/move", "Move down", "down", name="position", value=f"after:{later}")
-            yield Act(f"{at}/move", "Move last", "last", name="position", value="last")
+            if later != "":
+                yield Act(f"{at}/move", "Move last", "last", name="position", value="last")
             for priority in Priority:
                 if priority is not job.priority:
                     label = f"Priority {priority}"
                     yield Act(f"{at}/priority", label, str(priority), name="priority", value=str(priority))
-        yield Act(f"{at}/cancel", "Cancel job", "cancel", CANCEL_WAITING, danger=True)
+        yield Act(f"{at}/cancel", "Cancel job", "cancel", CANCEL_WAITING, danger=True, title=f"Cancel job {job.id}")
     elif job.state is State.RUNNING:
         if job.wish is None:
             question = "It saves its work, goes back to the queue, and goes on from there later."
-            yield Act(f"{at}/preempt", "Save and requeue", "preempt", question)
+            yield Act(f"{at}/preempt", "Save and requeue", "preempt", question, title=f"Save and requeue job {job.id}")
         if job.wish is None or job.wish.kind is not WishKind.CANCEL:
-            yield Act(f"{at}/cancel", "Cancel job", "cancel", CANCEL_RUNNING, danger=True)
+            yield Act(f"{at}/cancel", "Cancel job", "cancel", CANCEL_RUNNING, danger=True, title=f"Cancel job {job.id}")
     elif job.state in (State.FAILED, State.CANCELLED):
         question = "It goes to the end of the queue and resumes from its last checkpoint, if there is one."
-        yield Act(f"{at}/retry", "Retry job", "retry", question)
+        yield Act(f"{at}/retry", "Retry job", "retry", question, title=f"Retry job {job.id}")
 
 
 def of_slot(slot: SlotFacts, title: str, at: str, job: Job | None) -> list[Act]:
