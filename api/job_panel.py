@@ -49,16 +49,6 @@ class Parameter:
     given: bool
 
 
-@dataclass(frozen=True)
-class Act:
-    """Something that the owner may do with the job now."""
-
-    verb: str
-    label: str
-    question: str
-    danger: bool = False
-
-
 def verdict(job: Job, facts: Facts | None, settings: Settings, now: float) -> str:
     """How it stands, in one sentence."""
     match job.state:
@@ -75,33 +65,6 @@ def verdict(job: Job, facts: Facts | None, settings: Settings, now: float) -> st
             return f"Failed: {_cause(job.outcome)}, after {duration(_took_s(job, now))}."
         case State.CANCELLED:
             return "Cancelled" + (f" after {duration(_took_s(job, now))}." if job.started_at else " before it ran.")
-
-
-def acts(job: Job) -> list[Act]:
-    """The buttons: what this state allows."""
-    cancel = Act("cancel", "Cancel job", "It stops; its run folder stays.", danger=True)
-    if job.state is State.QUEUED:
-        return [Act("cancel", "Cancel job", "It leaves the queue; it can be retried later.", danger=True)]
-    if job.state is State.RUNNING and job.wish is None:
-        return [
-            Act(
-                "preempt",
-                "Save and requeue",
-                "It saves its work, goes back to the queue, and goes on from there later.",
-            ),
-            cancel,
-        ]
-    if job.state is State.RUNNING and job.wish is not None and job.wish.kind != "cancel":
-        return [cancel]
-    if job.state in (State.FAILED, State.CANCELLED):
-        return [
-            Act(
-                "retry",
-                "Retry job",
-                "It goes to the end of the queue and resumes from its last checkpoint, if there is one.",
-            )
-        ]
-    return []
 
 
 def loss_panel(curves: Mapping[str, Curve]) -> Panel | None:

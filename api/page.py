@@ -22,13 +22,14 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from api import job_panel, panels, wording
+from api import acts, job_panel, panels, wording
 from api.auth import NEXT
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.problems import ApiError
 from daemon.explain import explain
 from daemon.plan import Facts
+from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.store import UnknownJob
 from jobs.model import Job, State
@@ -119,6 +120,7 @@ def _now(rig: Context) -> dict[str, Any]:
         "headline": panels.headline(snap),
         "subline": panels.subline(snap),
         "slots": panels.slots(snap),
+        "rig_acts": acts.of_rig(snap.facts.paused) if snap.facts is not None else [],
         "counts": snap.counts,
     }
 
@@ -238,7 +240,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
         "job": job,
         "verdict": job_panel.verdict(job, facts, settings, now),
         "summary": job_panel.summary(job),
-        "acts": job_panel.acts(job) if facts is not None else [],
+        "acts": acts.of_job(job) if facts is not None else [],
         "took_s": job_panel.took_s(job, now),
         "loss": job_panel.loss_panel(found),
         "others": job_panel.other_panels(found),
@@ -252,6 +254,26 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
         "more_files": more,
         "price_per_kwh": settings.price_per_kwh,
     }
+
+
+def message(
+    rig: Context,
+    status: int,
+    *,
+    title: str,
+    text: str,
+    back: str,
+    act: acts.Act | None = None,
+    fields: Mapping[str, str] | None = None,
+) -> Response:
+    """A page that says one thing, or asks one: then with the act's form and these fields."""
+    sent = {name: value for name, value in (fields or {}).items() if name}
+    return _page("message.html", rig, status, title=title, text=text, back=back, act=act, fields=sent)
+
+
+def slot_title(slot: Slot) -> str:
+    """GPU 0, CPU slot 1."""
+    return panels.title_of(slot.is_gpu, slot.index)
 
 
 # -- rendering ----------------------------------------------------------------------------------------------------------------
@@ -286,6 +308,7 @@ def _templates() -> Environment:
         "cause_words": wording.CAUSE_WORDS,
         "count": wording.count,
         "telling_metric": wording.telling_metric,
+        "acts_of": acts.of_job,
         "panels": panels,
         "job_panel": job_panel,
     }

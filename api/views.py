@@ -194,6 +194,12 @@ class JobPage(BaseModel):
     next: str | None
 
 
+class JobList(BaseModel):
+    """Some jobs, in the order in which they were named."""
+
+    jobs: list[JobView]
+
+
 class Batch(BaseModel):
     """The jobs of one batch, in its order."""
 
