@@ -149,7 +149,9 @@ def test_a_job_that_is_asked_to_stop_saves_is_requeued_and_resumes(slurm: Slurm)
     slurm.job(folder, sys.executable, COUNTER, 30, 0.1)
     until(lambda: (folder / "log.txt").exists() and "start 0" in (folder / "log.txt").read_text(), within_s=30)
     slurm_job = slurm.state(folder)["slurm"]["job"]
-    slurm.call("scancel", "--batch", "--signal=TERM", slurm_job)  # as --signal=B:TERM@60 does before the end of the time
+    slurm.call(
+        "scancel", "--batch", "--signal=TERM", slurm_job
+    )  # as --signal=B:TERM@60 does before the end of the time
     slurm.until(folder, "queued")
     until(lambda: slurm.state(folder)["slurm"]["state"] == "PENDING", within_s=20)
     slurm.call("scontrol", "update", f"JobId={slurm_job}", "StartTime=now")  # Slurm would wait two minutes
