@@ -218,6 +218,14 @@ class Client:
         """Settings in force, window, versions, health."""
         return self._json("GET", "/rig")
 
+    def rigs(self) -> list[Json]:
+        """Every rig of the queue, and whether it lives."""
+        return list(self._json("GET", "/rigs")["rigs"])
+
+    def forget_rig(self, name: str) -> None:
+        """Take a rig that will not come back out of the queue."""
+        self._call("DELETE", f"/rigs/{_part(name)}")
+
     def is_ready(self) -> bool:
         """Whether the rig can accept and run jobs now."""
         try:

@@ -90,7 +90,8 @@ def other_panels(curves: Mapping[str, Curve]) -> list[Panel]:
 
 def telemetry_panels(job: Job, facts: Facts | None, settings: Settings, now: float) -> list[Panel]:
     """What its slots did during its last attempt; nothing where nothing was sampled."""
-    if not job.attempts:
+    # each rig samples its own slots
+    if not job.attempts or job.attempts[-1].rig != settings.rig:
         return []
     run = job.attempts[-1]
     start, end = run.started_at, run.ended_at or now
@@ -164,12 +165,17 @@ def _running(job: Job, facts: Facts | None, settings: Settings, now: float) -> s
     if job.wish is not None:
         asked = "Being cancelled" if job.wish.kind == "cancel" else "Saving its work, then it waits again"
         return f"{asked}: {_sentence(job.wish.reason)}" if job.wish.reason else f"{asked}."
-    where = f"Running on {names(facts, job.slots)}"
+    where = f"Running on {names(facts if job.rig == settings.rig else None, job.slots)}{of_rig(job.rig, settings)}"
     progress = job.progress
     if progress is None or not progress.total:
         return f"{where} for {duration(now - job.attempts[-1].started_at)}."
     end = f", done about {clock(now + progress.eta_s, now, settings.zone)}" if progress.eta_s is not None else ""
     return f"{where}: step {number(progress.step)} of {number(progress.total)}{end}."
+
+
+def of_rig(rig: str, settings: Settings) -> str:
+    """ " of rig b" for another rig than this one."""
+    return "" if rig == settings.rig else f" of rig {rig}"
 
 
 def _cause(outcome: Outcome | None) -> str:

@@ -26,6 +26,7 @@ from api import acts, job_panel, panels, wording
 from api.auth import NEXT
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
+from api.glance import glance
 from api.problems import ApiError
 from daemon.explain import explain
 from daemon.plan import Facts
@@ -234,8 +235,9 @@ def _job_banners(snap: panels.Snapshot) -> list[panels.Banner]:
 def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
     settings, now, facts = rig.settings, snap.now, snap.facts
     folder = run_dir(settings.runs, job.id)
-    found = curves.read(folder)
-    listed, more = files(folder)
+    theirs = glance(rig, job)
+    found = theirs.curves if theirs else curves.read(folder)
+    listed, more = (theirs.files, theirs.more_files) if theirs else files(folder)
     return {
         "job": job,
         "verdict": job_panel.verdict(job, facts, settings, now),
@@ -248,7 +250,8 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
         "parameters": job_panel.parameters(job),
         "command": job_panel.command(job),
         "metrics": job_panel.metrics(job),
-        "log": log_end(folder),
+        "log": theirs.log if theirs else log_end(folder),
+        "held_by": theirs,
         "tail_lines": TAIL_LINES,
         "files": listed,
         "more_files": more,

@@ -55,7 +55,7 @@ class Peer:
 
 def join(store: Store, settings: Settings) -> None:
     """Take part in the queue, before anything in it is touched. Raises CannotJoin."""
-    living = store.beats(store.rigs())
+    living = store.beats(rig for rig, record in store.rigs().items() if not is_stopped(record))
     _refuse_other_records(store, {rig: beat for rig, beat in living.items() if rig != settings.rig})
     _refuse_used_name(store, settings, living.get(settings.rig))
     _refuse_other_queue(store, settings)
@@ -86,11 +86,20 @@ def address(settings: Settings) -> str:
 
 
 def living_peers(store: Store, settings: Settings) -> dict[str, Peer]:
-    """The other rigs whose daemon has spoken within `BEAT_TTL_S`."""
+    """The other rigs that live: neither stopped nor silent."""
     if settings.redis_url is None:
         return {}
-    beats = store.beats(rig for rig in store.rigs() if rig != settings.rig)
+    silences, limit_s = store.silences(), silent_after_s(settings)
+    records = {rig: record for rig, record in store.rigs().items() if rig != settings.rig}
+    beats = store.beats(
+        rig for rig, record in records.items() if not is_stopped(record) and silences.get(rig, limit_s) < limit_s
+    )
     return {rig: Peer(rig, str(beat.get("url") or "")) for rig, beat in beats.items()}
+
+
+def is_stopped(record: Mapping[str, Any]) -> bool:
+    """Whether the rig was stopped in order, by what it published last."""
+    return record.get("stopped_at") is not None
 
 
 def beat_every_s(settings: Settings) -> float:
