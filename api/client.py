@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from api.sse import Event, lines, parse_events
 
@@ -193,6 +193,28 @@ class Client:
         self._call(
             "PUT", f"/inputs/{_part(digest)}", content=body, headers=headers, timeout=_timeout(LONG_ANSWER_TIMEOUT_S)
         )
+
+    def export(
+        self, target: Path, *, job: str = "", slots: Iterable[str] = (), start: float | None = None,
+        end: float | None = None, format: str = "csv", progress: Callable[[int], object] = lambda n: None,
+    ) -> None:  # fmt: skip
+        """Every second of a job's slots, or of these slots in a time, as a file that appears whole or not at all."""
+        path = f"/jobs/{_part(job)}/telemetry/export" if job else "/telemetry/export"
+        asked = [("format", format), *(("slot", slot) for slot in slots)]
+        asked += [(name, repr(float(at))) for name, at in (("start", start), ("end", end)) if at is not None]
+        draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+        try:
+            where = f"{path}?{urlencode(asked)}"
+            with (
+                self._stream("GET", where, timeout_s=LONG_ANSWER_TIMEOUT_S) as response,
+                draft.open("xb") as file,
+            ):
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    file.write(chunk)
+                    progress(len(chunk))
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
 
     # -- the rig --------------------------------------------------------------------------------------------------------
 

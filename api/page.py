@@ -27,6 +27,7 @@ from api.auth import NEXT
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.problems import ApiError
+from api.views import usage_of
 from daemon.plan import Facts, explain
 from daemon.settings import Settings
 from daemon.store import UnknownJob
@@ -250,6 +251,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
         "files": listed,
         "more_files": more,
         "price_per_kwh": settings.price_per_kwh,
+        "usage": {"throttled_s": None, **usage_of(job)},
     }
 
 

@@ -9,6 +9,8 @@ from api.cli.demo import demo
 from api.cli.doctor import doctor
 from api.cli.pull import pull
 from api.cli.session import Commands
+from api.cli.telemetry import telemetry
+from api.cli.top import top
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,7 +19,7 @@ def overnight() -> None:
     """Keep a GPU rig working while its owner sleeps. `submit` gives it work; this does the rest."""
 
 
-for _command in (*rig_commands.COMMANDS, *job_commands.COMMANDS, pull, doctor, demo):
+for _command in (*rig_commands.COMMANDS, *job_commands.COMMANDS, pull, doctor, demo, top, telemetry):
     overnight.add_command(_command)
 
 
