@@ -230,6 +230,14 @@ class Client:
         """Start jobs again, on one GPU or on the whole rig."""
         return self._json("POST", f"/gpus/{_part(gpu)}/resume" if gpu else "/rig/resume")
 
+    def release_gpu(self, gpu: str) -> Json:
+        """Put a GPU that had a fault back into service."""
+        return self._json("POST", f"/gpus/{_part(gpu)}/release")
+
+    def check_gpu(self, gpu: str) -> Json:
+        """Let the rig check a GPU that had a fault, and put it back when that goes well."""
+        return self._json("POST", f"/gpus/{_part(gpu)}/check")
+
     def rig(self) -> Json:
         """Settings in force, window, versions, health."""
         return self._json("GET", "/rig")

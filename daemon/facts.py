@@ -7,7 +7,8 @@ import shutil
 import threading
 from collections.abc import Collection
 
-from daemon import telemetry
+from daemon import quarantine, telemetry
+from daemon.faults import RECOVERY
 from daemon.here import Here
 from daemon.plan import Facts, SlotFacts
 from daemon.rig import Slot
@@ -55,6 +56,7 @@ class Ledger:
         told = self._store.rigs().get(rig, {})
         slots = [Slot.from_json(record) for record in told.get("slots", [])]
         problems = {slot.id: problem_of(slot, live, told.get("started_at") or 0.0) for slot in slots}
+        held = quarantine.words_of(quarantine.read(self._store, rig).values())
         with self._lock:
             jobs, fates = dict(self._jobs), dict(self._fates)
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
@@ -70,7 +72,7 @@ class Ledger:
                     slot,
                     paused=f"{rig}:{slot.id}" in paused,
                     ready=ready is None or slot.id in ready,
-                    problem=problems[slot.id],
+                    problem=held.get(slot.id) or problems[slot.id],
                     job=occupied.get(slot.id),
                 )
                 for slot in slots
@@ -82,7 +84,7 @@ class Ledger:
             window_opens_at=windows.opens_at(now, zone),
             window_end=settings.window_end,
             leases=self._store.leases(),
-            hold=disk_hold(settings),
+            hold=disk_hold(settings) or (live.hold if any(slot.is_gpu for slot in slots) else None),
             offer_timeout_s=settings.offer_timeout_s,
             renew_s=settings.renew_s,
             not_here=rigs.not_here,
@@ -133,6 +135,8 @@ def problem_of(slot: Slot, live: Live, started_at: float) -> str | None:
     seen = live.slots.get(slot.id)
     if seen is not None and seen.state in UNFIT:
         return seen.state
+    if seen is not None and seen.recovery_action:
+        return f"waiting for {RECOVERY.get(seen.recovery_action, 'a recovery')}: the driver asks for it"
     if slot.absent_since is None or (seen is not None and seen.state == "ok" and (live.at or 0.0) > started_at):
         return None
     return "lost"

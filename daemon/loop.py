@@ -17,6 +17,7 @@ from daemon import peers, redis_server, telemetry
 from daemon.facts import Ledger
 from daemon.plan import Cancel, Decision, DeclareLost, Interrupt, Offer, Withdraw, plan
 from daemon.process_tree import is_alive, kill_marked, kill_tree
+from daemon.quarantine import Warden
 from daemon.redis_server import Server
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -87,6 +88,7 @@ class Loop:
         self._settings, self._store, self._supervisor = settings, store, supervisor
         self._slots, self._epoch, self._server, self._now = slots, epoch, server, now
         self._ledger = Ledger(store)
+        self._warden = Warden(settings, store, began=now())
         self._alarm = Alarm()
         self._stops_asked = 0
         self._last_beat = -math.inf
@@ -106,6 +108,7 @@ class Loop:
         while not self._stops_asked:
             self._guarded(self.run_once)
             self._alarm.wait(LOOK_EVERY_S)
+        self._warden.end()
         self._stop_jobs()
 
     def run_once(self) -> None:
@@ -121,6 +124,7 @@ class Loop:
         self._untaken -= {worker_name(job.slots[0]) for job in facts.here if job.state is State.RUNNING}
         for decision in plan(replace(facts, seen_for_s=self._seen_for_s())):
             self._act(decision)
+        self._warden.look(facts)
         self._beat(facts.now)
 
     def _seen_for_s(self) -> float:
