@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from api.sse import Event, lines, parse_events
 
@@ -200,6 +200,28 @@ class Client:
             "PUT", f"/inputs/{_part(digest)}", content=body, headers=headers, timeout=_timeout(LONG_ANSWER_TIMEOUT_S)
         )
 
+    def export(
+        self, target: Path, *, job: str = "", slots: Iterable[str] = (), start: float | None = None,
+        end: float | None = None, format: str = "csv", progress: Callable[[int], object] = lambda n: None,
+    ) -> None:  # fmt: skip
+        """Every second of a job's slots, or of these slots in a time, as a file that appears whole or not at all."""
+        path = f"/jobs/{_part(job)}/telemetry/export" if job else "/telemetry/export"
+        asked = [("format", format), *(("slot", slot) for slot in slots)]
+        asked += [(name, repr(float(at))) for name, at in (("start", start), ("end", end)) if at is not None]
+        draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+        try:
+            where = f"{path}?{urlencode(asked)}"
+            with (
+                self._stream("GET", where, timeout_s=LONG_ANSWER_TIMEOUT_S) as response,
+                draft.open("xb") as file,
+            ):
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    file.write(chunk)
+                    progress(len(chunk))
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
     # -- the rig --------------------------------------------------------------------------------------------------------
 
     def gpus(self) -> list[Json]:
@@ -213,6 +235,14 @@ class Client:
     def resume(self, gpu: str = "") -> Json:
         """Start jobs again, on one GPU or on the whole rig."""
         return self._json("POST", f"/gpus/{_part(gpu)}/resume" if gpu else "/rig/resume")
+
+    def release_gpu(self, gpu: str) -> Json:
+        """Put a GPU that had a fault back into service."""
+        return self._json("POST", f"/gpus/{_part(gpu)}/release")
+
+    def check_gpu(self, gpu: str) -> Json:
+        """Let the rig check a GPU that had a fault, and put it back when that goes well."""
+        return self._json("POST", f"/gpus/{_part(gpu)}/check")
 
     def rig(self) -> Json:
         """Settings in force, window, versions, health."""

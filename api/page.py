@@ -28,6 +28,7 @@ from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.glance import glance
 from api.problems import ApiError
+from api.views import usage_of
 from daemon.explain import explain
 from daemon.plan import Facts
 from daemon.rig import Slot
@@ -256,6 +257,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
         "files": listed,
         "more_files": more,
         "price_per_kwh": settings.price_per_kwh,
+        "usage": {"throttled_s": None, **usage_of(job)},
     }
 
 

@@ -1,7 +1,7 @@
 """The page's buttons: plain forms, so that they work without script. The script sends the same forms and stays on the page.
 
     POST /do/jobs/{id}/{verb}     cancel preempt retry hold release, move (position=), priority (priority=)
-    POST /do/gpus/{slot}/{verb}   pause resume free
+    POST /do/gpus/{slot}/{verb}   pause resume release free
     POST /do/rig/{verb}           pause resume
 
 A form that asks a question is answered with that question until it says `sure=yes`. Then: 303 back to `next`, or 204 for the
@@ -72,6 +72,7 @@ def do_with_slot(slot_id: str, verb: str, request: Request, form: Form, rig: Rig
     deeds: dict[str, Deed] = {
         "pause": lambda: routes_rig.pause_gpu(slot_id, rig, {}),
         "resume": lambda: routes_rig.resume_gpu(slot_id, rig),
+        "release": lambda: routes_rig.release_gpu(slot_id, rig),
         "free": lambda: routes_rig.pause_gpu(slot_id, rig, {"now": True}),
     }
     if verb not in deeds:

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Collection
 from dataclasses import replace
 
-from daemon import telemetry
+from daemon import quarantine, telemetry
 from daemon.conditions import UNFIT, Condition, Conditions
+from daemon.faults import RECOVERY
 from daemon.here import Here
 from daemon.plan import Facts, Policy, SlotFacts
 from daemon.rig import Slot
@@ -65,6 +66,7 @@ class Ledger:
         rig, paused = settings.rig, self._store.paused()
         told = self._store.rigs().get(rig, {})
         slots = [Slot.from_json(record) for record in told.get("slots", [])]
+        held = quarantine.words_of(quarantine.read(self._store, rig).values())
         with self._lock:
             jobs, fates = dict(self._jobs), dict(self._fates)
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
@@ -74,7 +76,7 @@ class Ledger:
             judged = (self._store.last_beat(rig) or {}).get("conditions", {})
             found = {slot: Condition.from_json(record) for slot, record in judged.items()}
         for slot in slots:
-            if problem := problem_of(slot, live, told.get("started_at") or 0.0):
+            if problem := held.get(slot.id) or problem_of(slot, live, told.get("started_at") or 0.0):
                 found[slot.id] = replace(found.get(slot.id, Condition()), problem=problem)
         windows, zone = settings.windows, settings.zone
         waiting = [job for job in jobs.values() if job.state is State.QUEUED and job.offer is None]
@@ -103,7 +105,7 @@ class Ledger:
             window_s=windows.longest_s,
             policy=policy(settings),
             leases=self._store.leases(),
-            hold=disk_hold(settings),
+            hold=disk_hold(settings) or (live.hold if any(slot.is_gpu for slot in slots) else None),
             disk_room_bytes=disk_room_bytes(settings),
             offer_timeout_s=settings.offer_timeout_s,
             renew_s=settings.renew_s,
@@ -155,6 +157,8 @@ def problem_of(slot: Slot, live: Live, started_at: float) -> str | None:
     seen = live.slots.get(slot.id)
     if seen is not None and seen.state in UNFIT:
         return seen.state
+    if seen is not None and seen.recovery_action:
+        return f"waiting for {RECOVERY.get(seen.recovery_action, 'a recovery')}: the driver asks for it"
     if slot.absent_since is None or (seen is not None and seen.state == "ok" and (live.at or 0.0) > started_at):
         return None
     return "lost"
