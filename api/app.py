@@ -13,14 +13,16 @@ from starlette.concurrency import run_in_threadpool
 from api import page, routes_events, routes_inputs, routes_jobs, routes_login, routes_rig, routes_runs
 from api.auth import Authenticated, Keys, Throttle, keep_token
 from api.context import Context
-from api.documents import MAX_BATCH, MAX_SWEEP
+from api.documents import MAX_BATCH
 from api.guard import Guard
 from api.hub import Hub
 from api.problems import documented, install
 from daemon.facts import Ledger
 from daemon.settings import Settings
 from daemon.store import Store
+from jobs.pipeline import LOCAL_ID
 from jobs.spec import KINDS
+from jobs.sweep import SWEEP_DESCRIPTION, sweep_properties
 
 DESCRIPTION = """Jobs for a GPU rig that works while its owner sleeps.
 
@@ -87,8 +89,12 @@ def document_schemas() -> dict[str, Any]:
     models = [(model, "validation") for model in KINDS.values()]
     _, schema = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     refs = {kind: f"#/components/schemas/{model.__name__}" for kind, model in KINDS.items()}
-    job = {"$ref": "#/components/schemas/JobDocument"}
-    grid = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "array", "minItems": 1}}
+    member = {
+        "type": "object",
+        "description": "A job document. It may have a local `id`, by which others name it: `after: [ID]`, `job:ID`.",
+        "required": ["kind"],
+        "properties": {"id": {"type": "string", "pattern": f"^{LOCAL_ID.pattern}$"}, "kind": {"enum": list(KINDS)}},
+    }
     return {
         **schema["$defs"],
         "JobDocument": {
@@ -97,14 +103,21 @@ def document_schemas() -> dict[str, Any]:
         },
         "BatchDocument": {
             "oneOf": [
-                _object({"jobs": {"type": "array", "items": job, "minItems": 1, "maxItems": MAX_BATCH}}),
+                _object({"jobs": {"type": "array", "items": member, "minItems": 1, "maxItems": MAX_BATCH}}),
                 _object(
                     {
                         "base": {"type": "object", "description": "A job document, without the fields of the sweep."},
-                        "sweep": {**grid, "description": f"Field -> values; at most {MAX_SWEEP} combinations."},
+                        "sweep": {"$ref": "#/components/schemas/SweepDocument"},
                     }
                 ),
             ]
+        },
+        "SweepDocument": {
+            "type": "object",
+            "description": SWEEP_DESCRIPTION,
+            "minProperties": 1,
+            "properties": sweep_properties(),
+            "additionalProperties": {"type": "array", "minItems": 1},
         },
         "JobChanges": {
             "type": "object",

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import JSONResponse
 
 from api.context import Context, Rig
-from api.documents import batch_of, json_body, optional_json_body
+from api.documents import batch_of, csv_reader, json_body, optional_json_body
 from api.problems import documented
-from api.submission import checked, edit, submit, would_wait_because
+from api.submission import checked, edit, one, submit, would_wait_because
 from api.views import Batch, JobPage, JobSummary, JobView, Trial, TrialBatch
 from daemon.store import UnknownJob
 from jobs.model import InvalidTransition, Job, State, Wish, WishKind
@@ -57,10 +57,10 @@ def body_of(schema: str) -> dict[str, Any]:
 def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -> Response:
     """Submit one job."""
     if dry_run:
-        [spec] = checked([body], rig, names=lambda _: "")
+        [spec] = checked(one(body), rig)
         [reason] = would_wait_because([spec], rig.facts())
         return _json(Trial(job=dump(spec), would_wait_because=reason))
-    done = submit([body], body, rig, key=key, names=lambda _: "")
+    done = submit(one(body), body, rig, key=key)
     job = JobView.of(done.jobs[0], rig.facts())
     if done.replayed:
         return _json(job, headers={"Idempotency-Replayed": "true"})
@@ -76,16 +76,16 @@ def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -
     openapi_extra=body_of("BatchDocument"),
 )  # fmt: skip
 def submit_batch(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -> Response:
-    """Submit many jobs, or a grid of them: all or none."""
-    documents = batch_of(body)
+    """Submit many jobs, which may name each other, or a sweep: all or none."""
+    documents = batch_of(body, csv_reader(rig.settings.inputs))
     if dry_run:
-        specs = checked(documents, rig, names=_in_batch)
+        specs = checked(documents, rig)
         reasons = would_wait_because(specs, rig.facts())
         trials = [Trial(job=dump(s), would_wait_because=r) for s, r in zip(specs, reasons, strict=True)]
         return _json(TrialBatch(jobs=trials))
-    done = submit(documents, body, rig, key=key, names=_in_batch)
+    done = submit(documents, body, rig, key=key)
     facts = rig.facts()
-    batch = Batch(jobs=[JobSummary.of(job, facts) for job in done.jobs])
+    batch = Batch(sweep=done.jobs[0].sweep or None, jobs=[JobSummary.of(job, facts) for job in done.jobs])
     return _json(batch, headers={"Idempotency-Replayed": "true"}) if done.replayed else _json(batch, 201)
 
 
@@ -183,10 +183,6 @@ def _wished(job: Job, rig: Context, kind: WishKind, body: object) -> JobView:
         raise InvalidSpec([FieldError("reason", f"is a text of at most {LONGEST_REASON} characters, the only field")])
     after = rig.store.wish(job.id, Wish(kind=kind, reason=reason, asked_at=rig.now()))
     return JobView.of(after, rig.facts())
-
-
-def _in_batch(number: int) -> str:
-    return f"jobs.{number}"
 
 
 def _json(

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from api.context import Context
-from api.documents import hash_of
+from api.documents import BatchRead, hash_of
 from api.problems import ApiError
 from api.rig_views import largest
 from daemon.admission import admit
 from daemon.plan import Facts, explain
 from daemon.store import new_job
 from jobs.model import InvalidTransition, Job, Priority, State, dependency, rank_of
+from jobs.pipeline import numbered, place_of
 from jobs.spec import FieldError, InvalidSpec, Spec, dump, parse
 
 #: Of a batch, so many wrong documents are told in full.
@@ -30,43 +31,78 @@ class Submitted:
     replayed: bool
 
 
-def checked(documents: Sequence[Mapping[str, Any]], rig: Context, *, names: Callable[[int], str]) -> list[Spec]:
-    """The documents as specs that this rig can take. Raises InvalidSpec; `names` tells where each one stands."""
-    slots = largest(rig.store.rigs())
-    specs: list[Spec] = []
-    errors: list[FieldError] = []
-    wrong = 0
-    for number, document in enumerate(documents):
-        try:
-            spec = parse(document)
-            admit(spec, rig.settings, slots=slots, known_jobs=rig.store.get_many)
-            specs.append(spec)
-        except InvalidSpec as error:
-            wrong += 1
-            errors += [FieldError(_joined(names(number), e.field), e.message) for e in error.errors]
-            if wrong == WRONG_TOLD:
-                break
-    if errors:
-        raise InvalidSpec(errors)
+def checked(batch: BatchRead, rig: Context) -> list[Spec]:
+    """The documents as specs that this rig can take. Raises InvalidSpec, with fields as the body names them."""
+    specs = _each(batch, batch.documents, parse)
+    slots, known = largest(rig.store.rigs()), _known_jobs(specs, rig)
+    _each(batch, specs, lambda spec: admit(spec, rig.settings, slots=slots, known_jobs=known))
     return specs
 
 
-def submit(
-    documents: Sequence[Mapping[str, Any]], body: object, rig: Context, *, key: str | None, names: Callable[[int], str]
-) -> Submitted:
+def one(document: Mapping[str, Any]) -> BatchRead:
+    """A document by itself."""
+    return _Single([document])
+
+
+class _Single(BatchRead):
+    def field_of(self, number: int, field: str) -> str:
+        return field
+
+
+D = TypeVar("D")
+R = TypeVar("R")
+
+
+def _each(batch: BatchRead, items: Sequence[D], check: Callable[[D], R]) -> list[R]:
+    found: list[R] = []
+    errors: dict[FieldError, None] = {}  # what a whole sweep has wrong is told once
+    wrong = 0
+    for number, item in enumerate(items):
+        try:
+            found.append(check(item))
+        except InvalidSpec as error:
+            wrong += 1
+            errors |= {FieldError(batch.field_of(number, e.field), e.message): None for e in error.errors}
+            if wrong == WRONG_TOLD:
+                break
+    if errors:
+        raise InvalidSpec(list(errors))
+    return found
+
+
+def _known_jobs(specs: Sequence[Spec], rig: Context) -> Callable[[Sequence[str]], Mapping[str, Job]]:
+    """Finds jobs by number, those of the batch itself by their provisional one. Each is looked up once."""
+    now = rig.now()
+    seen: dict[str, Job | None] = {}
+
+    def find(job_ids: Sequence[str]) -> Mapping[str, Job]:
+        for job_id in job_ids:
+            if job_id not in seen and (place := place_of(job_id)) is not None:
+                seen[job_id] = new_job(specs[place], int(job_id), now) if place < len(specs) else None
+        if new := [job_id for job_id in job_ids if job_id not in seen]:
+            seen.update(dict.fromkeys(new) | rig.store.get_many(new))
+        return {job_id: job for job_id in job_ids if (job := seen[job_id]) is not None}
+
+    return find
+
+
+def submit(batch: BatchRead, body: object, rig: Context, *, key: str | None) -> Submitted:
     """Check and store. The same key again gives the same jobs, though a file that they named may be gone by now."""
     body_hash = hash_of(body)
     if key is not None and (known := rig.store.repeated(key, body_hash)) is not None:
         return Submitted(_still_there(known), True)
-    specs = checked(documents, rig, names=names)
-    jobs, replayed = rig.store.submit(specs, now=rig.now(), repeat_key=key, body_hash=body_hash)
+    specs = checked(batch, rig)
+    sweep, points = (batch.sweep.facts, batch.sweep.points) if batch.sweep else (None, ())
+    jobs, replayed = rig.store.submit(
+        specs, now=rig.now(), repeat_key=key, body_hash=body_hash, sweep=sweep, points=points
+    )
     return Submitted(_still_there(jobs), replayed)
 
 
 def would_wait_because(specs: Sequence[Spec], facts: Facts) -> list[str | None]:
     """Why each of these jobs would wait, were it submitted now."""
     first = max((int(job_id) for job_id in facts.jobs), default=0) + 1
-    jobs = [new_job(spec, number, facts.now) for number, spec in enumerate(specs, first)]
+    jobs = [new_job(numbered(spec, first), number, facts.now) for number, spec in enumerate(specs, first)]
     then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
     return [explain(then, job) for job in jobs]
 
@@ -117,7 +153,7 @@ def _changed_spec(job: Job, fields: Mapping[str, Any], rig: Context) -> Spec:
     document = {**job.spec, **fields}
     if set(fields) <= ALWAYS_FINE:
         return parse(document)
-    [spec] = checked([document], rig, names=lambda _: "")
+    [spec] = checked(one(document), rig)
     if job.id in _ancestors([dependency(text)[0] for text in spec.dependencies], rig):
         raise InvalidSpec([FieldError("after", f"job {job.id} would wait for itself")])
     return spec
@@ -156,7 +192,3 @@ def _still_there(jobs: list[Job]) -> list[Job]:
     if not jobs:
         raise ApiError(409, "The jobs that this Idempotency-Key made have been deleted since. Use a new key.")
     return jobs
-
-
-def _joined(name: str, field: str) -> str:
-    return f"{name}.{field}" if name and field else name or field

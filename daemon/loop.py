@@ -153,8 +153,10 @@ class Loop:
                 self._end_worker_of(job, fence)
             case Interrupt(job, reason):
                 self._store.wish(job, Wish(kind=WishKind.PREEMPT, reason=reason, asked_at=now))
-            case Cancel(job, reason):
+            case Cancel(job, reason, ""):
                 self._store.wish(job, Wish(kind=WishKind.CANCEL, reason=reason, asked_at=now))
+            case Cancel(job, reason, parent):
+                self._store.abandon(job, parent, reason, now=now)
 
     def _withdraw(self, job_id: str, fence: int) -> None:
         """Take an untaken offer back. A worker that leaves two in a row hangs: it is ended, and another one started."""
