@@ -10,13 +10,14 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.concurrency import run_in_threadpool
 
-from api import page, routes_events, routes_inputs, routes_jobs, routes_login, routes_rig, routes_runs
+from api import page, routes_events, routes_inputs, routes_jobs, routes_login, routes_rig, routes_runs, routes_sweeps
 from api.auth import Authenticated, Keys, Throttle, keep_token
 from api.context import Context
 from api.documents import MAX_BATCH
 from api.guard import Guard
 from api.hub import Hub
 from api.problems import documented, install
+from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.settings import Settings
 from daemon.store import Store
@@ -54,9 +55,9 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         redirect_slashes=False,  # a path that is not ours is nothing, whatever it ends with
     )
     app.state.settings, app.state.store, app.state.hub, app.state.ledger = settings, store, hub, ledger
-    app.state.context = Context(settings, store, ledger, hub, keys, Throttle(), now)
+    app.state.context = Context(settings, store, ledger, hub, keys, Throttle(), now, Tables(store, settings.runs))
     install(app)
-    for routes in (routes_jobs, routes_runs, routes_events, routes_inputs, routes_rig, routes_login):
+    for routes in (routes_jobs, routes_sweeps, routes_runs, routes_events, routes_inputs, routes_rig, routes_login):
         app.include_router(routes.router)
     app.include_router(routes_rig.health)
     app.include_router(page.router)

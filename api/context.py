@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from api.auth import Keys, Throttle
 from api.hub import Hub
+from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.plan import Facts
 from daemon.settings import Settings
@@ -28,6 +29,7 @@ class Context:
     keys: Keys
     throttle: Throttle
     now: Callable[[], float]
+    tables: Tables
 
     def facts(self) -> Facts:
         """The planner's facts of this moment."""

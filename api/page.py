@@ -2,6 +2,7 @@
 
     /                     the rig          ?state= ?kind= ?tag= ?q= choose jobs, ?cursor= goes on
     /jobs/{id}            one job
+    /sweeps/{id}          a sweep's jobs, the best first
     /login                the way in
     /fragments/...        parts of these pages, for the script that keeps them fresh
     /static/{name}        style, scripts, icon
@@ -22,14 +23,14 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from api import job_panel, panels, wording
+from api import job_panel, panels, sweep_panel, wording
 from api.auth import NEXT
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.problems import ApiError
 from daemon.plan import Facts, explain
 from daemon.settings import Settings
-from daemon.store import UnknownJob
+from daemon.store import UnknownJob, UnknownSweep
 from jobs.model import Job, State
 from jobs.rundir import read_json, run_dir
 from jobs.spec import KINDS
@@ -87,6 +88,18 @@ def job_page(rig: Rig, job_id: str) -> Response:
 def job_fragment(rig: Rig, job_id: str) -> Response:
     """Everything on a job's page that changes."""
     return _job_page("job_live.html", rig, job_id)
+
+
+@router.get("/sweeps/{sweep_id}")
+def sweep_page(rig: Rig, sweep_id: str) -> Response:
+    """One sweep."""
+    return _sweep_page("sweep.html", rig, sweep_id)
+
+
+@router.get("/fragments/sweep/{sweep_id}")
+def sweep_fragment(rig: Rig, sweep_id: str) -> Response:
+    """Everything on a sweep's page that changes."""
+    return _sweep_page("sweep_live.html", rig, sweep_id)
 
 
 @router.get("/login")
@@ -253,6 +266,24 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
     }
 
 
+# -- a sweep's page -----------------------------------------------------------------------------------------------------------
+
+
+def _sweep_page(template: str, rig: Context, sweep_id: str) -> Response:
+    now = rig.now()
+    snap = panels.look(rig.store, rig.ledger, rig.settings, now)
+    common = {"now": now, "snap": snap, "heart": panels.heart(snap), "banners": _job_banners(snap)}
+    try:
+        if not (sweep_id.isascii() and sweep_id.isdigit() and len(sweep_id) <= 18):
+            raise UnknownSweep(sweep_id)
+        table = rig.tables.of(rig.store.sweep(sweep_id))
+    except (UnknownSweep, redis.RedisError) as error:
+        status = 404 if isinstance(error, UnknownSweep) else 503
+        return _page("missing.html", rig, status, **common, facts=snap.facts, job_id=sweep_id, what="sweep")
+    shown = {"table": table, "lines": sweep_panel.lines(table), "acts": sweep_panel.acts(table)}
+    return _page(template, rig, **common, sweep_id=sweep_id, **shown)
+
+
 # -- rendering ----------------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +318,7 @@ def _templates() -> Environment:
         "telling_metric": wording.telling_metric,
         "panels": panels,
         "job_panel": job_panel,
+        "sweep_panel": sweep_panel,
     }
     return environment
 

@@ -23,6 +23,7 @@ from daemon.settings import Settings
 from daemon.settle import settle
 from daemon.store import OldEpoch, SlotTaken, Store, UnknownJob
 from daemon.supervisor import SLOT_MARK, Supervisor, slot_mark
+from daemon.sweep_watch import SweepWatch
 from jobs.model import InvalidTransition, State, Wish, WishKind
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Loop:
         self._settings, self._store, self._supervisor = settings, store, supervisor
         self._slots, self._epoch, self._server, self._now = slots, epoch, server, now
         self._ledger = Ledger(store)
+        self._sweeps = SweepWatch(store, settings.runs)
         self._alarm = Alarm()
         self._stops_asked = 0
         self._last_beat = 0.0
@@ -121,6 +123,8 @@ class Loop:
         self._untaken -= {worker_name(job.slots[0]) for job in facts.here if job.state is State.RUNNING}
         for decision in plan(replace(facts, seen_for_s=self._seen_for_s())):
             self._act(decision)
+        for early in self._sweeps.look(facts):
+            self._act(early)
         self._beat(facts.now)
 
     def _seen_for_s(self) -> float:
