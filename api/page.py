@@ -272,7 +272,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
 def _sweep_page(template: str, rig: Context, sweep_id: str) -> Response:
     now = rig.now()
     snap = panels.look(rig.store, rig.ledger, rig.settings, now)
-    common = {"now": now, "snap": snap, "heart": panels.heart(snap), "banners": _job_banners(snap)}
+    common: dict[str, Any] = {"now": now, "snap": snap, "heart": panels.heart(snap), "banners": _job_banners(snap)}
     try:
         if not (sweep_id.isascii() and sweep_id.isdigit() and len(sweep_id) <= 18):
             raise UnknownSweep(sweep_id)
@@ -280,7 +280,7 @@ def _sweep_page(template: str, rig: Context, sweep_id: str) -> Response:
     except (UnknownSweep, redis.RedisError) as error:
         status = 404 if isinstance(error, UnknownSweep) else 503
         return _page("missing.html", rig, status, **common, facts=snap.facts, job_id=sweep_id, what="sweep")
-    shown = {"table": table, "lines": sweep_panel.lines(table), "acts": sweep_panel.acts(table)}
+    shown: dict[str, Any] = {"table": table, "lines": sweep_panel.lines(table), "acts": sweep_panel.acts(table)}
     return _page(template, rig, **common, sweep_id=sweep_id, **shown)
 
 

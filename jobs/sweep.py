@@ -405,7 +405,8 @@ def _told(error: Mapping[str, Any], model: type[BaseModel], where: str) -> Field
     path = [str(part) for part in error["loc"] if str(part) not in ("int", "float")]
     field = ".".join([where, *path])
     if error["type"] == "extra_forbidden":
-        return FieldError(field, f"is not a word here{nearest(path[-1], list(model.model_fields))}")
+        owner = {"goal": Goal, "halving": Halving}.get(path[0], model) if len(path) > 1 else model
+        return FieldError(field, f"is not a word here{nearest(path[-1], list(owner.model_fields))}")
     if error["type"] == "model_type":
         return FieldError(field, EXAMPLES.get(path[-1] if path else "", "is an object with fields"))
     message = str(error["msg"]).removeprefix("Value error, ")
