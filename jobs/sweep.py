@@ -29,6 +29,8 @@ WAYS = ("grid", "space", "points", "csv")
 OPTIONS = ("max_concurrent", "goal", "halving")
 OF_SPACE = ("samples", "seed", "sampler")
 NAME_LENGTH = 128
+#: What a program is given is text, also where the sweep says a number: `env.RATE`, `argv.2`.
+TEXTS = ("env", "argv")
 EXAMPLES = {
     "goal": 'names one metric, as in {"minimize": "eval_loss"} or {"maximize": "accuracy"}',
     "halving": 'is an object, as in {"first_step": 50, "factor": 3}',
@@ -353,7 +355,9 @@ def _document(base: Mapping[str, Any], point: Mapping[str, Any], title: str) -> 
     """The base with the point's values, named by what makes it different."""
     document = dict(base)
     for name, value in point.items():
-        _set(document, name.split("."), value, f"sweep.{name}")
+        path = name.split(".")
+        is_text = path[0] in TEXTS and isinstance(value, (int, float))
+        _set(document, path, json.dumps(value) if is_text else value, f"sweep.{name}")
     if "name" not in point:
         parts = " ".join(f"{name}={_short(value)}" for name, value in point.items())
         document["name"] = f"{title[: max(0, NAME_LENGTH - 1 - len(parts))]} {parts}"[:NAME_LENGTH]

@@ -41,7 +41,8 @@ def test_the_long_form_of_a_grid_means_the_same_and_a_seed_may_be_swept() -> Non
 
 
 def test_items_of_a_list_and_of_an_environment_can_be_swept() -> None:
-    found = swept({"argv.2": ["2", "3"], "env.B": ["x"]}, COMMAND)
+    found = swept({"argv.2": [2, "3"], "env.B": ["x"]}, COMMAND)
+    assert found.points[0] == {"argv.2": 2, "env.B": "x"}  # a program is given text, the table keeps the number
     assert [parse(document).argv for document in found.documents] == [("train", "--lr", "2"), ("train", "--lr", "3")]  # type: ignore[union-attr]
     assert found.documents[0]["env"] == {"A": "1", "B": "x"}
     assert COMMAND["argv"] == ["train", "--lr", "1"]
