@@ -212,7 +212,25 @@ class Store:
             restored += 1
             if int(job.id) > int(cast(bytes, self.redis.get(SEQ)) or 0):
                 self.redis.set(SEQ, job.id)
+            if job.sweep:
+                self._restore_sweep(job)
         return restored
+
+    def _restore_sweep(self, job: Job) -> None:
+        """What its jobs tell of a sweep whose record was lost; goal and halving are not among it."""
+        try:
+            known = self.sweep(job.sweep)
+            sweep = known.model_copy(update={
+                "last": max(known.last, job.id, key=int), "axes": tuple(dict.fromkeys((*known.axes, *job.point))),
+            })  # fmt: skip
+        except UnknownSweep:
+            sweep = Sweep(
+                id=job.sweep, last=job.id, created_at=job.created_at, name=f"{job.kind} sweep {job.sweep}", method="list",
+                axes=tuple(job.point), base={}, max_concurrent=job.max_concurrent,
+            )  # fmt: skip
+        with self.redis.pipeline() as pipe:
+            self._write_sweep(pipe, sweep)
+            pipe.execute()
 
     def get(self, job_id: str) -> Job:
         """One record. Raises UnknownJob."""

@@ -193,6 +193,17 @@ def test_openapi_tells_how_a_sweep_is_made(client: TestClient) -> None:
     assert "$defs" not in json.dumps(schemas["SweepDocument"])
 
 
+def test_a_sweep_whose_record_was_lost_comes_back_with_its_jobs(client: TestClient, store: Store) -> None:
+    sweep_id = send(client, {"points": [{"env.A": "1"}, {"gpus": 1}]})
+    for number in "12":
+        end(store, number, eval_loss=float(number))
+    jobs = list(store.get_many(["1", "2"]).values())
+    store.redis.flushall()
+    assert store.restore(jobs) == 2
+    found = client.get(f"{SWEEPS}/{sweep_id}").json()
+    assert (found["axes"], found["best"], found["jobs"]) == (["env.A", "gpus"], {"job": "1", "value": 1.0}, 2)
+
+
 # -- early stop ---------------------------------------------------------------------------------------------------------------
 
 
