@@ -409,7 +409,8 @@ def _told(error: Mapping[str, Any], model: type[BaseModel], where: str) -> Field
     path = [str(part) for part in error["loc"] if str(part) not in ("int", "float")]
     field = ".".join([where, *path])
     if error["type"] == "extra_forbidden":
-        owner = {"goal": Goal, "halving": Halving}.get(path[0], model) if len(path) > 1 else model
+        nested: Mapping[str, type[BaseModel]] = {"goal": Goal, "halving": Halving}
+        owner = nested.get(path[0], model) if len(path) > 1 else model
         return FieldError(field, f"is not a word here{nearest(path[-1], list(owner.model_fields))}")
     if error["type"] == "model_type":
         return FieldError(field, EXAMPLES.get(path[-1] if path else "", "is an object with fields"))
