@@ -6,14 +6,26 @@ from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from pydantic.json_schema import models_json_schema
 from starlette.concurrency import run_in_threadpool
 
-from api import page, routes_events, routes_inputs, routes_jobs, routes_login, routes_rig, routes_runs, routes_sweeps
+from api import (
+    page,
+    routes_events,
+    routes_inputs,
+    routes_jobs,
+    routes_login,
+    routes_rig,
+    routes_rigs,
+    routes_runs,
+    routes_sweeps,
+    routes_telemetry,
+)
 from api.auth import Authenticated, Keys, Throttle, keep_token
 from api.context import Context
 from api.documents import MAX_BATCH
+from api.elsewhere import Elsewhere, HeldElsewhere
 from api.guard import Guard
 from api.hub import Hub
 from api.problems import documented, install
@@ -29,11 +41,17 @@ DESCRIPTION = """Jobs for a GPU rig that works while its owner sleeps.
 
 Every call but `/healthz` and `/readyz` needs `Authorization: Bearer <token>`. Errors are RFC 9457 problems."""
 
+POSITION = {
+    "type": "string",
+    "pattern": "^(first|last|(before|after):[0-9]{1,18})$",
+    "description": "Among the waiting jobs of its priority: first, last, before:139, after:139.",
+}
+
 
 def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = time.time) -> FastAPI:
     """The API and the page of one rig. The first call makes the rig's token. Raises auth.TokenUnusable."""
     keys = Keys(keep_token(settings.token_file), store.use_once, now)
-    hub, ledger = Hub(store), Ledger(store)
+    hub, ledger, elsewhere = Hub(store), Ledger(store), Elsewhere(store, settings, now)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,6 +60,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         yield
         hub.close()
         await run_in_threadpool(hub.join)
+        elsewhere.close()
 
     app = Api(
         title="Overnight",
@@ -55,14 +74,33 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         redirect_slashes=False,  # a path that is not ours is nothing, whatever it ends with
     )
     app.state.settings, app.state.store, app.state.hub, app.state.ledger = settings, store, hub, ledger
-    app.state.context = Context(settings, store, ledger, hub, keys, Throttle(), now, Tables(store, settings.runs))
+    app.state.context = Context(
+        settings, store, ledger, hub, keys, Throttle(), now, elsewhere, Tables(store, settings.runs)
+    )
     install(app)
-    for routes in (routes_jobs, routes_sweeps, routes_runs, routes_events, routes_inputs, routes_rig, routes_login):
+
+    async def hand_on(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HeldElsewhere)
+        return await elsewhere.forward(request, error)
+
+    app.add_exception_handler(HeldElsewhere, hand_on)
+    for routes in (
+        routes_jobs,
+        routes_sweeps,
+        routes_runs,
+        routes_events,
+        routes_inputs,
+        routes_rig,
+        routes_rigs,
+        routes_login,
+        routes_telemetry,
+    ):
         app.include_router(routes.router)
     app.include_router(routes_rig.health)
+    app.include_router(routes_telemetry.prometheus)
     app.include_router(page.router)
     # the last one added is the first one asked
-    app.add_middleware(Authenticated, keys=keys)
+    app.add_middleware(Authenticated, keys=keys, other_rig=elsewhere.admits)
     app.add_middleware(Guard, settings=settings)
     return app
 
@@ -122,10 +160,13 @@ def document_schemas() -> dict[str, Any]:
         },
         "JobChanges": {
             "type": "object",
-            "description": "Fields of the job's document, and these.",
+            "description": "Fields of the job's document as a JSON merge patch (RFC 7396), and these.",
             "minProperties": 1,
-            "properties": {"held": {"type": "boolean"}, "position": {"enum": ["first", "last"]}},
+            "properties": {"held": {"type": "boolean"}, "position": POSITION},
         },
+        "MoveDocument": _object(
+            {"jobs": {"type": "array", "items": {"type": "string"}, "minItems": 1}, "position": POSITION}
+        ),
     }
 
 

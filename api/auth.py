@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,6 +27,8 @@ from jobs.rundir import sync_folder
 #: The only addresses that answer without a token. A test enumerates them.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/login"})
 OPEN_PREFIX = "/static/"
+#: In a request's scope: it is another rig of the queue that asks (api.elsewhere), and it may ask for this.
+ASKED_BY_RIG = "overnight.asked_by_rig"
 
 COOKIE = "overnight_session"
 CODE_TTL_S = 600
@@ -119,12 +121,14 @@ class Throttle:
 class Authenticated:
     """Lets nobody pass without the token or a session, whatever the address: a new route is closed by itself."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys):
-        self._app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, *, keys: Keys, other_rig: Callable[[Scope], Awaitable[bool]]):
+        self._app, self._keys, self._other_rig = app, keys, other_rig
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_open(scope["path"]) or self._keys.admits(scope["headers"]):
             await self._app(scope, receive, send)
+        elif await self._other_rig(scope):
+            await self._app({**scope, ASKED_BY_RIG: True}, receive, send)
         elif _is_browser(scope):
             await RedirectResponse(f"/login?next={quote(scope['path'], safe='/')}", 303)(scope, receive, send)
         else:

@@ -1,18 +1,20 @@
 """What every route works with. Made once, with the application."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
-from api.auth import Keys, Throttle
+from api.auth import ASKED_BY_RIG, Keys, Throttle
+from api.elsewhere import Elsewhere, HeldElsewhere
 from api.hub import Hub
 from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.plan import Facts
 from daemon.settings import Settings
 from daemon.store import Store
+from jobs.model import Job
 
 #: How the supervisor names a slot's worker (daemon.loop).
 WORKER = "worker "
@@ -29,7 +31,16 @@ class Context:
     keys: Keys
     throttle: Throttle
     now: Callable[[], float]
+    elsewhere: Elsewhere
     tables: Tables
+    #: Another rig asks: the answer is about this one only.
+    asked_by_rig: bool = False
+
+    def require_here(self, job: Job) -> None:
+        """Return when the job's run folder is here. Raises HeldElsewhere: the call is handed on to the rig that has it."""
+        rig = None if self.asked_by_rig else self.elsewhere.holder(job)
+        if rig is not None:
+            raise HeldElsewhere(job.id, rig)
 
     def facts(self) -> Facts:
         """The planner's facts of this moment."""
@@ -49,7 +60,8 @@ def ready_slots(beat: Mapping[str, Any] | None) -> list[str] | None:
 
 def context(request: Request) -> Context:
     """What every route works with."""
-    return cast(Context, request.app.state.context)
+    known = cast(Context, request.app.state.context)
+    return replace(known, asked_by_rig=True) if request.scope.get(ASKED_BY_RIG) else known
 
 
 #: For routes: `def list_jobs(rig: Rig)`.

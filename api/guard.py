@@ -7,6 +7,7 @@ import asyncio
 import ipaddress
 import logging
 import re
+import socket
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import WENT_WRONG, send_problem
+from daemon.peers import host_of
 from daemon.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -174,7 +176,9 @@ def _names(settings: Settings) -> Iterator[str]:
     if settings.host not in ANY_ADDRESS:
         yield f"[{settings.host}]" if ":" in settings.host else settings.host.lower()
     yield from (name.lower() for name in settings.allowed_hosts)
-    yield from (settings.rig.lower(), f"{settings.rig.lower()}.local")
+    yield from (settings.rig.lower(), f"{settings.rig.lower()}.local", socket.gethostname().lower())
+    if settings.public_url:
+        yield host_of(settings.public_url)
 
 
 def _host_name(raw: bytes) -> str | None:

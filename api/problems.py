@@ -33,6 +33,7 @@ KNOWN = {
     405: ("method-not-allowed", "This cannot be done here"),
     409: ("conflict", "Not in the job's present state"),
     411: ("length-required", "The length is missing"),
+    412: ("changed-meanwhile", "Changed by somebody else meanwhile"),
     413: ("too-large", "The body is too large"),
     415: ("unsupported-media-type", "The body must be JSON"),
     416: ("range-not-satisfiable", "The range lies outside the file"),
@@ -40,6 +41,7 @@ KNOWN = {
     422: ("invalid", "The request is not valid"),
     429: ("too-many", "Too many"),
     500: ("internal", "Something went wrong on the rig"),
+    502: ("rig-away", "Another rig does not answer"),
     503: ("unavailable", "The queue is not reachable"),
     507: ("disk-full", "The rig's disk is full"),
 }

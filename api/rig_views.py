@@ -28,8 +28,17 @@ class GpuView(BaseModel):
 
     @classmethod
     def of(
-        cls, slot: Slot, rig: str, *, paused: bool, job: Job | None, sample: SlotNow | None, age_s: float | None
+        cls,
+        slot: Slot,
+        rig: str,
+        *,
+        paused: bool,
+        job: Job | None,
+        sample: SlotNow | None,
+        age_s: float | None,
+        problem: str | None = None,
     ) -> Self:
+        """`problem`: what keeps jobs off its GPU (daemon.facts)."""
         return cls(
             id=slot.id,
             rig=rig,
@@ -37,7 +46,7 @@ class GpuView(BaseModel):
             index=slot.index,
             memory_bytes=slot.memory_bytes,
             paused=paused,
-            state=_slot_state(paused, job, sample),
+            state=_slot_state(paused, job, problem),
             job=job.id if job else None,
             sample=asdict(sample) if sample else None,
             sample_age_s=age_s if sample else None,
@@ -75,9 +84,9 @@ class RigView(BaseModel):
 
 
 def _slot_state(
-    paused: bool, job: Job | None, sample: SlotNow | None
+    paused: bool, job: Job | None, problem: str | None
 ) -> Literal["idle", "busy", "offered", "paused", "lost"]:
-    if sample is not None and sample.state == "lost":
+    if problem == "lost":
         return "lost"
     if job is not None:
         return "busy" if job.state is State.RUNNING else "offered"

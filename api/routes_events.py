@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from api.context import Context, Rig
 from api.hub import Message, Subscription, TooManyStreams, frame, progress_of, state_of
 from api.problems import RETRY_AFTER_S, ApiError, documented
-from api.routes_jobs import EVERYBODY, KnownJob
+from api.routes_jobs import EVERYBODY, HeldJob
 from api.tails import LogTail, MetricsTail
 from daemon.plan import explain
 from daemon.store import UnknownJob
@@ -61,10 +61,10 @@ async def follow_all(rig: Rig, last_event_id: LastEventId = None, since: Since =
     "/jobs/{job_id}/events",
     operation_id="followJob",
     response_class=StreamingResponse,
-    responses={**documented(*EVERYBODY, 404, 422, 429), **STREAM},
+    responses={**documented(*EVERYBODY, 404, 422, 429, 502), **STREAM},
 )
 async def follow_job(
-    job: KnownJob,
+    job: HeldJob,
     rig: Rig,
     last_event_id: LastEventId = None,
     since: Since = None,
@@ -137,9 +137,16 @@ class JobStream:
                     yield part
                 if message.data.get("deleted"):
                     return
+            if mine and await self._has_moved():
+                yield f"id: {self._at}.0.0\n\n".encode()
+                return  # it runs on another rig now: whoever comes back is connected with that one
             if time.monotonic() - told_at >= KEEPALIVE_S:
                 told_at = time.monotonic()
                 yield KEEPALIVE
+
+    async def _has_moved(self) -> bool:
+        """Whether another rig has the run folder now."""
+        return not self._rig.asked_by_rig and await run_in_threadpool(self._rig.elsewhere.holder, self._job) is not None
 
     async def _tell(self, message: Message) -> AsyncIterator[bytes]:
         if message.type == "resync":

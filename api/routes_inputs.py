@@ -2,20 +2,25 @@
 
 import errno
 import hashlib
+import logging
 import os
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+import redis
+from fastapi import APIRouter, Header, Path, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from api.context import Rig
+from api.context import Context, Rig
+from api.files import serve
 from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY
 from jobs.rundir import sync_folder
+
+log = logging.getLogger(__name__)
 
 WRITE_BYTES = 1024 * 1024
 DRAFT_PREFIX = ".upload-"
@@ -52,7 +57,29 @@ async def put_input(sha256: Digest, request: Request, response: Response, rig: R
         response.status_code = 200
         return Input(reference=f"sha256:{sha256}", size_bytes=target.stat().st_size)
     size = await _store(target, sha256, request.stream(), rig.settings.max_input_bytes)
+    await run_in_threadpool(_tell_others, rig, sha256)
     return Input(reference=f"sha256:{sha256}", size_bytes=size)
+
+
+@router.get(
+    "/{sha256}",
+    operation_id="getInput",
+    response_class=Response,
+    responses={
+        **documented(*EVERYBODY, 404, 416, 422),
+        200: {"content": {"application/octet-stream": {}}},
+        206: {"content": {"application/octet-stream": {}}, "description": "A part of it"},
+    },
+)
+def get_input(
+    sha256: Digest, rig: Rig, range: Annotated[str | None, Header(alias="Range", max_length=100)] = None
+) -> Response:
+    """The uploaded file. Another rig of the queue fetches it when a job there needs it."""
+    try:
+        descriptor = os.open(rig.settings.inputs / sha256, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ApiError(404, "No file with this content was uploaded.") from None
+    return serve(descriptor, range, media_type="application/octet-stream")
 
 
 @router.head("/{sha256}", operation_id="hasInput", response_class=Response, responses=documented(*EVERYBODY, 404, 422))
@@ -62,6 +89,15 @@ def has_input(sha256: Digest, rig: Rig) -> Response:
     if not path.is_file():
         raise ApiError(404, "No file with this content was uploaded.")
     return Response(headers={"Content-Length": str(path.stat().st_size)}, media_type="application/octet-stream")
+
+
+def _tell_others(rig: Context, sha256: str) -> None:
+    """Where several rigs share a queue: the file lies here."""
+    if rig.elsewhere.shared:
+        try:
+            rig.store.add_inputs(rig.settings.rig, [sha256])
+        except redis.RedisError:
+            log.info("the queue does not know yet that %s is here; the daemon tells it at its next start", sha256)
 
 
 def sweep_drafts(inputs: FilePath) -> None:

@@ -8,10 +8,12 @@ from fastapi.responses import JSONResponse
 
 from api.context import Context, Rig
 from api.documents import batch_of, csv_reader, json_body, optional_json_body
+from api.editing import edit, move
 from api.problems import documented
-from api.submission import checked, edit, one, submit, would_wait_because
+from api.submission import checked, one, submit, would_wait_because
 from api.views import Batch, JobPage, JobSummary, JobView, Trial, TrialBatch
-from daemon.store import UnknownJob
+from daemon.plan import Facts
+from daemon.store import UnknownJob, matches
 from jobs.model import InvalidTransition, Job, State, Wish, WishKind
 from jobs.rundir import run_dir
 from jobs.spec import FieldError, InvalidSpec, dump
@@ -26,6 +28,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 Body = Annotated[Any, Depends(json_body)]
 OptionalBody = Annotated[Any, Depends(optional_json_body)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,128}$", description="A repeated call with the same key and body makes no second job.")]  # fmt: skip
+Revision = Annotated[str | None, Header(alias="If-Match", pattern=r"^[0-9a-f]{16}$", description="The job's `revision` as it was read: 412 when somebody has edited it since.")]  # fmt: skip
 DryRun = Annotated[bool, Query(description="Check everything, store nothing.")]
 EVERYBODY = (401, 403, 421, 503)
 
@@ -38,6 +41,16 @@ def known(job_id: str, rig: Rig) -> Job:
 
 
 KnownJob = Annotated[Job, Depends(known)]
+
+
+def held_here(job: KnownJob, rig: Rig) -> Job:
+    """The job of the address, when its run folder is on this rig. Raises HeldElsewhere."""
+    rig.require_here(job)
+    return job
+
+
+#: For routes that read the run folder: a call for one on another rig is answered by that rig.
+HeldJob = Annotated[Job, Depends(held_here)]
 
 
 def body_of(schema: str) -> dict[str, Any]:
@@ -96,13 +109,32 @@ def list_jobs(
     kind: Annotated[str | None, Query(max_length=32)] = None,
     tag: Annotated[str | None, Query(max_length=64)] = None,
     q: Annotated[str | None, Query(max_length=128, description="A part of the name, or an id")] = None,
+    order: Annotated[
+        Literal["newest", "queue"], Query(description="queue: what waits, in the order in which it starts")
+    ] = "newest",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None,
 ) -> JobPage:
-    """Jobs, newest first."""
+    """Jobs, newest first; with `order=queue` what waits, in the order in which it starts."""
+    if order == "queue":
+        if state not in (None, State.QUEUED):
+            raise InvalidSpec([FieldError("order", f"queue lists what waits, not what is {state}")])
+        return _queue_page(rig.facts(), kind, tag, q, limit, int(cursor or 0))
     page = rig.store.page(state=state, kind=kind, tag=tag, text=q, limit=limit, cursor=cursor)
     facts = rig.facts()
     return JobPage(jobs=[JobView.of(job, facts) for job in page.jobs], next=page.next)
+
+
+@router.post(
+    "/move",
+    operation_id="moveJobs",
+    responses=documented(*EVERYBODY, 400, 404, 409, 413, 415, 422),
+    openapi_extra=body_of("MoveDocument"),
+)
+def move_jobs(rig: Rig, body: Body) -> Batch:
+    """Move waiting jobs within the queue, in the order in which they are named: all of them, or none."""
+    jobs, facts = move(body, rig), rig.facts()
+    return Batch(jobs=[JobSummary.of(job, facts) for job in jobs])
 
 
 @router.get("/{job_id}", operation_id="getJob", responses=documented(*EVERYBODY, 404))
@@ -114,19 +146,23 @@ def get_job(job: KnownJob, rig: Rig) -> JobView:
 @router.patch(
     "/{job_id}",
     operation_id="editJob",
-    responses=documented(*EVERYBODY, 400, 404, 409, 413, 415, 422),
+    responses=documented(*EVERYBODY, 400, 404, 409, 412, 413, 415, 422),
     openapi_extra=body_of("JobChanges"),
 )
-def edit_job(job: KnownJob, rig: Rig, body: Body) -> JobView:
-    """Change a waiting job: any field of its document, `held`, or its `position` (first or last)."""
-    if not isinstance(body, dict):
-        raise InvalidSpec([FieldError("", "changes are an object with fields")])
-    return JobView.of(edit(job.id, body, rig), rig.facts())
+def edit_job(job: KnownJob, rig: Rig, body: Body, revision: Revision = None) -> JobView:
+    """Change a waiting job: fields of its document (a JSON merge patch: null means the default again), `held`, `position`.
+
+    `position` is `first`, `last`, `before:139` or `after:139`, among the jobs of its priority.
+    """
+    return JobView.of(edit(job.id, body, rig, revision=revision), rig.facts())
 
 
 @router.post("/{job_id}/cancel", operation_id="cancelJob", status_code=202, responses=documented(*EVERYBODY, 404, 409))
 def cancel_job(job: KnownJob, rig: Rig, body: OptionalBody) -> JobView:
-    """Ask it to stop for good. A waiting job is cancelled at once."""
+    """Ask it to stop for good. A waiting job is cancelled at once.
+
+    The body may have a `reason`, and a state for `only_if`: in another one it is left alone (409).
+    """
     return _wished(job, rig, WishKind.CANCEL, body)
 
 
@@ -134,7 +170,7 @@ def cancel_job(job: KnownJob, rig: Rig, body: OptionalBody) -> JobView:
     "/{job_id}/preempt", operation_id="preemptJob", status_code=202, responses=documented(*EVERYBODY, 404, 409)
 )
 def preempt_job(job: KnownJob, rig: Rig, body: OptionalBody) -> JobView:
-    """Ask it to save its work, free its GPUs and wait again."""
+    """Ask it to save its work, free its GPUs and wait again. The body is as for cancel."""
     return _wished(job, rig, WishKind.PREEMPT, body)
 
 
@@ -151,7 +187,7 @@ def retry_job(job: KnownJob, rig: Rig) -> JobView:
     return JobView.of(job, rig.facts())
 
 
-@router.delete("/{job_id}", operation_id="deleteJob", status_code=204, responses=documented(*EVERYBODY, 404, 409))
+@router.delete("/{job_id}", operation_id="deleteJob", status_code=204, responses=documented(*EVERYBODY, 404, 409, 502))
 def delete_job(job_id: str, rig: Rig) -> None:
     """Forget an ended job and remove its run folder."""
     try:
@@ -161,6 +197,7 @@ def delete_job(job_id: str, rig: Rig) -> None:
         if not job_id.isdigit() or len(job_id) > LONGEST_ID or not run_dir(rig.settings.runs, job_id).path.is_dir():
             raise
     else:
+        rig.require_here(job)
         _refuse_while_needed(job, rig)
         rig.store.delete(job.id)
     folder = run_dir(rig.settings.runs, job_id).path
@@ -178,11 +215,22 @@ def _refuse_while_needed(job: Job, rig: Context) -> None:
 
 
 def _wished(job: Job, rig: Context, kind: WishKind, body: object) -> JobView:
-    reason = body.get("reason", BY_OWNER) if isinstance(body, dict) else None
-    if not isinstance(reason, str) or len(reason) > LONGEST_REASON or set(body) - {"reason"}:  # type: ignore[call-overload]
-        raise InvalidSpec([FieldError("reason", f"is a text of at most {LONGEST_REASON} characters, the only field")])
-    after = rig.store.wish(job.id, Wish(kind=kind, reason=reason, asked_at=rig.now()))
+    if not isinstance(body, dict) or set(body) - {"reason", "only_if"}:
+        raise InvalidSpec([FieldError("", "has no other fields than reason and only_if")])
+    reason, only_if = body.get("reason", BY_OWNER), body.get("only_if")
+    if not isinstance(reason, str) or len(reason) > LONGEST_REASON:
+        raise InvalidSpec([FieldError("reason", f"is a text of at most {LONGEST_REASON} characters")])
+    if only_if is not None and only_if not in list(State):
+        raise InvalidSpec([FieldError("only_if", f"is one of {', '.join(State)}")])
+    wish = Wish(kind=kind, reason=reason, asked_at=rig.now())
+    after = rig.store.wish(job.id, wish, only_if=State(only_if) if only_if else None)
     return JobView.of(after, rig.facts())
+
+
+def _queue_page(facts: Facts, kind: str | None, tag: str | None, text: str | None, limit: int, start: int) -> JobPage:
+    found = [job for job in facts.queue if matches(job, None, kind, tag, text)]
+    following = str(start + limit) if start + limit < len(found) else None
+    return JobPage(jobs=[JobView.of(job, facts) for job in found[start : start + limit]], next=following)
 
 
 def _json(

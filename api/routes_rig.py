@@ -16,6 +16,7 @@ from api.rig_views import GpuList, GpuView, RigView, WindowView, occupied
 from api.routes_jobs import EVERYBODY
 from api.views import moment_or_none
 from daemon import telemetry
+from daemon.facts import problem_of
 from daemon.rig import Slot
 
 #: Their versions explain most surprises.
@@ -111,7 +112,10 @@ def _gpus(rig: Context) -> list[GpuView]:
             sample = live.slots.get(slot.id) if name == rig.settings.rig else None
             is_paused = f"{name}:{slot.id}" in paused
             job = jobs.get((name, slot.id))
-            views.append(GpuView.of(slot, name, paused=is_paused, job=job, sample=sample, age_s=live.age_s))
+            problem = problem_of(slot, live, facts.get("started_at") or 0.0) if name == rig.settings.rig else None
+            views.append(
+                GpuView.of(slot, name, paused=is_paused, job=job, sample=sample, age_s=live.age_s, problem=problem)
+            )
     return views
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import Response, StreamingResponse
 from api.context import Context, Rig
 from api.files import NoSuchFile, attachment, json_lines, list_files, open_beneath, serve, tail_of, tar_of
 from api.problems import ApiError, documented
-from api.routes_jobs import EVERYBODY, KnownJob
+from api.routes_jobs import EVERYBODY, HeldJob
 from api.views import FileList, FileView, TelemetryPoint, TelemetryView, moment, moment_or_none
 from daemon import telemetry
 from jobs.model import Job
@@ -33,13 +33,13 @@ Range = Annotated[str | None, Header(alias="Range", max_length=100)]
     operation_id="getLog",
     response_class=Response,
     responses={
-        **documented(*EVERYBODY, 404, 416, 422),
+        **documented(*EVERYBODY, 404, 502, 416, 422),
         200: {"content": {"text/plain": {}}},
         206: {"content": {"text/plain": {}}, "description": "A part of it"},
     },
 )
 def get_log(
-    job: KnownJob,
+    job: HeldJob,
     rig: Rig,
     range: Range = None,
     tail: Annotated[int | None, Query(ge=1, le=MAX_TAIL_LINES, description="Only its last lines")] = None,
@@ -59,9 +59,9 @@ def get_log(
         os.close(descriptor)
 
 
-@router.get("/metrics", operation_id="getMetrics", responses=documented(*EVERYBODY, 404, 422))
+@router.get("/metrics", operation_id="getMetrics", responses=documented(*EVERYBODY, 404, 502, 422))
 def get_metrics(
-    job: KnownJob,
+    job: HeldJob,
     rig: Rig,
     since_step: Annotated[int | None, Query(description="Only rows of later steps")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = MAX_ROWS,
@@ -76,8 +76,8 @@ def get_metrics(
     return list(islice(rows, limit))
 
 
-@router.get("/telemetry", operation_id="getTelemetry", responses=documented(*EVERYBODY, 404, 422))
-def get_telemetry(job: KnownJob, rig: Rig, points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 600) -> TelemetryView:
+@router.get("/telemetry", operation_id="getTelemetry", responses=documented(*EVERYBODY, 404, 502, 422))
+def get_telemetry(job: HeldJob, rig: Rig, points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 600) -> TelemetryView:
     """Utilisation, memory, temperature and power of the job's slots, from its first start to its end."""
     runs = [run for run in job.attempts if run.rig == rig.settings.rig]
     if not runs:
@@ -91,8 +91,8 @@ def get_telemetry(job: KnownJob, rig: Rig, points: Annotated[int, Query(ge=10, l
     return TelemetryView(start=moment(start), end=moment_or_none(end), slots=found)
 
 
-@router.get("/files", operation_id="listFiles", responses=documented(*EVERYBODY, 404))
-def get_files(job: KnownJob, rig: Rig) -> FileList:
+@router.get("/files", operation_id="listFiles", responses=documented(*EVERYBODY, 404, 502))
+def get_files(job: HeldJob, rig: Rig) -> FileList:
     """Every file of the run folder."""
     found, truncated = list_files(_folder(job, rig).path)
     files = [FileView(path=f.path, size_bytes=f.size_bytes, modified_at=moment(f.changed_at)) for f in found]
@@ -104,12 +104,12 @@ def get_files(job: KnownJob, rig: Rig) -> FileList:
     operation_id="getFile",
     response_class=Response,
     responses={
-        **documented(*EVERYBODY, 404, 416),
+        **documented(*EVERYBODY, 404, 502, 416),
         200: {"content": {OCTETS: {}}},
         206: {"content": {OCTETS: {}}, "description": "A part of it"},
     },
 )
-def get_file(job: KnownJob, rig: Rig, path: str, range: Range = None) -> Response:
+def get_file(job: HeldJob, rig: Rig, path: str, range: Range = None) -> Response:
     """One file, to be saved: whatever it says it is, a browser never shows it."""
     try:
         descriptor = open_beneath(_folder(job, rig).path, path)
@@ -122,9 +122,9 @@ def get_file(job: KnownJob, rig: Rig, path: str, range: Range = None) -> Respons
     "/archive",
     operation_id="getArchive",
     response_class=StreamingResponse,
-    responses={**documented(*EVERYBODY, 404), 200: {"content": {"application/x-tar": {}}}},
+    responses={**documented(*EVERYBODY, 404, 502), 200: {"content": {"application/x-tar": {}}}},
 )
-def get_archive(job: KnownJob, rig: Rig) -> StreamingResponse:
+def get_archive(job: HeldJob, rig: Rig) -> StreamingResponse:
     """The whole run folder as a tar archive, without links."""
     name = f"job-{job.id}"
     content = tar_of(_folder(job, rig).path, name)

@@ -11,16 +11,12 @@ from api.rig_views import largest
 from daemon.admission import admit
 from daemon.plan import Facts, explain
 from daemon.store import new_job
-from jobs.model import InvalidTransition, Job, Priority, State, dependency, rank_of
-from jobs.pipeline import numbered, place_of
-from jobs.spec import FieldError, InvalidSpec, Spec, dump, parse
+from jobs.model import Job
+from jobs.pipeline import alone, numbered, place_of
+from jobs.spec import FieldError, InvalidSpec, Spec, parse
 
 #: Of a batch, so many wrong documents are told in full.
 WRONG_TOLD = 20
-#: Of a document, these are the record's own; a change of one changes the record too.
-FACTS = ("name", "tags", "priority", "gpus", "not_before", "window", "max_runtime_s", "max_attempts")
-#: Whether the rig can take the job does not depend on these.
-ALWAYS_FINE = set(FACTS) - {"gpus"}
 
 
 @dataclass(frozen=True)
@@ -32,11 +28,65 @@ class Submitted:
 
 
 def checked(batch: BatchRead, rig: Context) -> list[Spec]:
-    """The documents as specs that this rig can take. Raises InvalidSpec, with fields as the body names them."""
+    """The documents as specs that this rig, or another one of its queue, can take.
+
+    Raises InvalidSpec, with fields as the body names them.
+    """
     specs = _each(batch, batch.documents, parse)
-    slots, known = largest(rig.store.rigs()), _known_jobs(specs, rig)
-    _each(batch, specs, lambda spec: admit(spec, rig.settings, slots=slots, known_jobs=known))
+    rigs, known = rig.store.rigs(), _known_jobs(specs, rig)
+    # with several rigs each one's own word counts; this rig speaks for itself
+    slots = largest({rig.settings.rig: rigs.get(rig.settings.rig, {})} if rig.elsewhere.shared else rigs)
+    asks_others = not rig.asked_by_rig and len(rigs) > 1
+    unfit: dict[int, InvalidSpec] = {}
+
+    def take(spec: Spec) -> None:
+        _for_this_rig(spec, rig)
+        admit(
+            spec,
+            rig.settings,
+            slots=slots,
+            known_jobs=known,
+            uploaded_elsewhere=lambda digest: _is_elsewhere(digest, rig),
+        )
+
+    def take_or_ask(numbered_spec: tuple[int, Spec]) -> None:
+        number, spec = numbered_spec
+        try:
+            take(spec)
+        except InvalidSpec as error:
+            unfit[number] = error
+
+    if asks_others:
+        _each(batch, list(enumerate(specs)), take_or_ask)
+        _refuse_unfit_everywhere(unfit, batch, rig)
+    else:
+        _each(batch, specs, take)
     return specs
+
+
+def _for_this_rig(spec: Spec, rig: Context) -> None:
+    if spec.rig and spec.rig != rig.settings.rig:
+        there = ", ".join(rig.store.rigs()) or rig.settings.rig
+        raise InvalidSpec(
+            [FieldError("rig", f"{spec.rig!r} is no rig of this queue that takes the job; there are {there}")]
+        )
+
+
+def _is_elsewhere(digest: str, rig: Context) -> bool:
+    if rig.asked_by_rig or not rig.elsewhere.shared:
+        return rig.elsewhere.shared  # whether the file exists, the rig has looked that asks
+    return bool(rig.store.rigs_with_input(digest, rig.store.rigs()))
+
+
+def _refuse_unfit_everywhere(unfit: Mapping[int, InvalidSpec], batch: BatchRead, rig: Context) -> None:
+    """Raises InvalidSpec for those that neither this rig nor another one takes."""
+    takers = rig.elsewhere.taken_by([alone(batch.documents[number]) for number in unfit]) if unfit else []
+    nobody = [number for number, taker in zip(unfit, takers, strict=True) if taker is None]
+
+    def refuse(number: int) -> None:
+        raise unfit[number]
+
+    _each(batch, nobody, refuse, numbers=nobody)
 
 
 def one(document: Mapping[str, Any]) -> BatchRead:
@@ -53,11 +103,14 @@ D = TypeVar("D")
 R = TypeVar("R")
 
 
-def _each(batch: BatchRead, items: Sequence[D], check: Callable[[D], R]) -> list[R]:
+def _each(
+    batch: BatchRead, items: Sequence[D], check: Callable[[D], R], *, numbers: Sequence[int] | None = None
+) -> list[R]:
+    """Check every item; `numbers`: where each one stands in the batch. Raises InvalidSpec with what is wrong with the first."""
     found: list[R] = []
     errors: dict[FieldError, None] = {}  # what a whole sweep has wrong is told once
     wrong = 0
-    for number, item in enumerate(items):
+    for number, item in zip(numbers or range(len(items)), items, strict=True):
         try:
             found.append(check(item))
         except InvalidSpec as error:
@@ -105,87 +158,6 @@ def would_wait_because(specs: Sequence[Spec], facts: Facts) -> list[str | None]:
     jobs = [new_job(numbered(spec, first), number, facts.now) for number, spec in enumerate(specs, first)]
     then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
     return [explain(then, job) for job in jobs]
-
-
-def edit(job_id: str, changes: Mapping[str, Any], rig: Context) -> Job:
-    """Change a waiting job. Raises InvalidSpec, InvalidTransition, UnknownJob."""
-    before = rig.store.get(job_id)
-    if before.state is not State.QUEUED:
-        raise InvalidTransition(f"job {job_id} is {before.state}; only a waiting job can be changed")
-    held, position = _own_words(changes)
-    fields = {name: value for name, value in changes.items() if name not in ("held", "position")}
-    spec = _changed_spec(before, fields, rig) if fields else None
-    facts = rig.facts() if position else None
-
-    def step(job: Job) -> Job:
-        if job.spec != before.spec:
-            raise InvalidTransition(f"job {job_id} was changed by somebody else at the same time; look at it again")
-        if job.offer is not None:
-            raise InvalidTransition(f"job {job_id} is about to start and can no longer be changed")
-        record: dict[str, Any] = {} if held is None else {"held": held}
-        if spec is not None:
-            record |= _record_changes(job, spec, fields)
-        if facts is not None:
-            record["rank"] = _rank_at(position, record.get("priority", job.priority), facts)
-        return job.edited(**record)
-
-    return rig.store.change(job_id, step)
-
-
-def _own_words(changes: Mapping[str, Any]) -> tuple[bool | None, str | None]:
-    """What is no field of a document: whether it is held, and where in the queue it stands."""
-    held, position = changes.get("held"), changes.get("position")
-    errors = []
-    if held is not None and not isinstance(held, bool):
-        errors.append(FieldError("held", "is true or false"))
-    if position is not None and position not in ("first", "last"):
-        errors.append(FieldError("position", "is first or last (among the jobs of its priority)"))
-    if not changes:
-        errors.append(FieldError("", "names no field to change"))
-    if errors:
-        raise InvalidSpec(errors)
-    return held, position
-
-
-def _changed_spec(job: Job, fields: Mapping[str, Any], rig: Context) -> Spec:
-    if "kind" in fields and fields["kind"] != job.kind:
-        raise InvalidSpec([FieldError("kind", "cannot be changed: submit a new job")])
-    document = {**job.spec, **fields}
-    if set(fields) <= ALWAYS_FINE:
-        return parse(document)
-    [spec] = checked(one(document), rig)
-    if job.id in _ancestors([dependency(text)[0] for text in spec.dependencies], rig):
-        raise InvalidSpec([FieldError("after", f"job {job.id} would wait for itself")])
-    return spec
-
-
-def _ancestors(parents: Sequence[str], rig: Context) -> set[str]:
-    """Every job that must end before, however far back; ended ones need no look."""
-    seen: set[str] = set()
-    todo = list(parents)
-    while todo:
-        seen |= set(todo)
-        jobs = rig.store.get_many(todo).values()
-        todo = [p for job in jobs if not job.state.final for p, _ in job.parents if p not in seen]
-    return seen
-
-
-def _record_changes(job: Job, spec: Spec, fields: Mapping[str, Any]) -> dict[str, Any]:
-    changes: dict[str, Any] = {name: getattr(spec, name) for name in FACTS if name in fields}
-    if not changes.get("name", job.name):
-        changes["name"] = new_job(spec, int(job.id), job.created_at).name
-    if "priority" in changes:
-        place = job.rank - rank_of(job.priority, 0)
-        changes["rank"] = rank_of(changes["priority"], 0) + place
-    return {**changes, "after": spec.dependencies, "spec": dump(spec)}
-
-
-def _rank_at(position: str | None, priority: Priority, facts: Facts) -> float:
-    """Before or behind all that wait with this priority."""
-    ranks = [job.rank for job in facts.waiting if job.priority is priority]
-    if not ranks:
-        return rank_of(priority, 1)
-    return min(ranks) - 1 if position == "first" else max(ranks) + 1
 
 
 def _still_there(jobs: list[Job]) -> list[Job]:

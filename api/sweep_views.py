@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +10,11 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from api.views import moment, moment_or_none
+from daemon.halving import DEFAULT_GOAL
 from daemon.store import Store
 from daemon.sweep_table import Row, Table, table
 from jobs.metrics import last_values
-from jobs.model import State
+from jobs.model import Job, State
 from jobs.rundir import run_dir
 from jobs.sweep import Goal, Halving, Sweep
 
@@ -130,9 +131,20 @@ class Tables:
             self._made = {name: kept for name, kept in self._made.items() if kept[1] > start}
             if sweep.id in self._made:
                 return self._made[sweep.id][0]
-            made = table(
-                sweep, self._store.sweep_jobs(sweep), lambda job: last_values(run_dir(self._runs, job.id).metrics)
-            )
+            compared = self._compared(sweep)
+            made = table(sweep, self._store.sweep_jobs(sweep), lambda job: self._told(job) or compared.get(job.id, {}))
             end = self._monotonic()
             self._made[sweep.id] = (made, end + KEPT_FOR_ITS_COST * (end - start))
             return made
+
+    def _told(self, job: Job) -> Mapping[str, float]:
+        """What its run folder tells, where it is on this rig; else how far it has told the queue."""
+        return last_values(run_dir(self._runs, job.id).metrics) or (job.progress.metrics if job.progress else {})
+
+    def _compared(self, sweep: Sweep) -> dict[str, dict[str, float]]:
+        """By job: the metric at its last comparison, for run folders that are on another rig."""
+        if sweep.halving is None:
+            return {}
+        metric = (sweep.goal or DEFAULT_GOAL).metric
+        rungs = self._store.rungs(sweep.id)
+        return {job: {metric: value} for step in sorted(rungs) for job, value in rungs[step].items()}

@@ -1,14 +1,19 @@
 """What the API says about jobs: the shapes of its answers, and how they are made from records."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from api.documents import hash_of
 from daemon.plan import Facts, explain
+from daemon.tariff import tokens_of
 from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
+
+#: These belong together: the moment and the place of the highest temperature.
+HOTTEST = ("temperature_max_at", "temperature_max_slot")
 
 
 class AttemptView(BaseModel):
@@ -89,6 +94,16 @@ class UsageView(BaseModel):
     gpu_s: float | None = None
     energy_j: float | None = None
     peak_vram_bytes: int | None = None
+    utilization_mean: float | None = None
+    utilization_p95: float | None = None
+    #: Seconds slowed down, by reason: power_cap, sw_thermal, hw_thermal, power_brake.
+    throttled_s: dict[str, float] | None = None
+    temperature_max_c: float | None = None
+    temperature_max_at: datetime | None = None
+    temperature_max_slot: str | None = None
+    tokens_per_j: float | None = None
+    cost: float | None = None
+    co2_g: float | None = None
 
 
 class JobSummary(BaseModel):
@@ -114,9 +129,14 @@ class JobSummary(BaseModel):
 
 
 class JobView(JobSummary):
-    """A job in full. Secrets appear by name only: their values are never in a record."""
+    """A job in full. Secrets appear by name only: their values are never in a record.
+
+    `position`: where it stands in the queue, from 1. `revision`: for `If-Match`; changes with every edit.
+    """
 
     priority: Priority
+    position: int | None
+    revision: str
     gpus: int
     held: bool
     after: list[str]
@@ -145,6 +165,8 @@ class JobView(JobSummary):
         return cls(
             **JobSummary.of(job, facts).model_dump(),
             priority=job.priority,
+            position=facts.place.get(job.id),
+            revision=revision_of(job),
             gpus=job.gpus,
             held=job.held,
             after=list(job.after),
@@ -160,7 +182,7 @@ class JobView(JobSummary):
             started_at=moment_or_none(job.started_at),
             finished_at=moment_or_none(job.finished_at),
             outcome=OutcomeView.of(job.outcome),
-            usage=UsageView(**total_usage(job.attempts)),
+            usage=UsageView(**usage_of(job)),
             metrics=dict(job.outcome.metrics if job.outcome else job.progress.metrics if job.progress else {}),
             spec=dict(job.spec),
             next_fields=dict(job.next_fields),
@@ -171,7 +193,7 @@ class JobView(JobSummary):
 
 
 class JobPage(BaseModel):
-    """Jobs, newest first."""
+    """Jobs, newest first, or in the order of the queue."""
 
     jobs: list[JobView]
     next: str | None
@@ -228,6 +250,11 @@ class TelemetryView(BaseModel):
     slots: dict[str, list[TelemetryPoint]]
 
 
+def revision_of(job: Job) -> str:
+    """Stands for what can be edited of a job: another one means that somebody changed it."""
+    return hash_of([job.spec, job.held])[:16]
+
+
 def moment(epoch_s: float) -> datetime:
     """As JSON shows it: ISO 8601 in UTC, to the millisecond."""
     return datetime.fromtimestamp(round(epoch_s, 3), UTC)
@@ -237,24 +264,38 @@ def moment_or_none(epoch_s: float | None) -> datetime | None:
     return None if epoch_s is None else moment(epoch_s)
 
 
+def usage_of(job: Job) -> dict[str, Any]:
+    """What all attempts of a job used, and how many tokens came of each joule."""
+    total = total_usage(job.attempts)
+    tokens = tokens_of(job.outcome.metrics) if job.outcome else None
+    energy_j = _number(total.get("energy_j"))
+    return {**total, "tokens_per_j": tokens / energy_j} if tokens and energy_j else total
+
+
 def total_usage(attempts: Iterable[Attempt]) -> dict[str, Any]:
     """What the attempts used together: sums of seconds and joules, the highest of peaks, means by time."""
     total: dict[str, Any] = {}
     weight_s = 0.0
     for run in attempts:
         run_s = _number(run.usage.get("gpu_s")) or 0.0
+        hotter = (run.usage.get("temperature_max_c") or 0) > (total.get("temperature_max_c") or 0)
         for name, value in run.usage.items():
-            total[name] = _together(name, total.get(name), value, weight_s, run_s)
+            if name in HOTTEST:
+                total[name] = value if hotter else total.get(name, value)
+            else:
+                total[name] = _together(name, total.get(name), value, weight_s, run_s)
         weight_s += run_s
     return total
 
 
 def _together(name: str, before: Any, value: Any, before_s: float, value_s: float) -> Any:
+    if isinstance(before, Mapping) and isinstance(value, Mapping):
+        return {key: before.get(key, 0.0) + value.get(key, 0.0) for key in {**before, **value}}
     if _number(value) is None or _number(before) is None:
         return before if value is None else value
-    if name.endswith(("_s", "_j")):
+    if name.endswith(("_s", "_j")) or name in ("cost", "co2_g"):
         return before + value
-    if name.endswith("_mean") or name == "coverage":
+    if name.endswith(("_mean", "_p95")) or name == "coverage":
         return (before * before_s + value * value_s) / (before_s + value_s) if before_s + value_s else value
     return max(before, value)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,13 +16,13 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from daemon import __file__ as package_file
-from daemon import redis_server
+from daemon import inputs, peers, redis_server
 from daemon.gpus import discover
 from daemon.loop import Loop, TakenOver, clear_slot, worker_name
 from daemon.process_tree import become_subreaper, kill_marked
 from daemon.redis_server import RedisMisconfigured, RedisUnavailable, Server
 from daemon.reindex import reindex
-from daemon.rig import NoSuchSlot, Slot, choose_slots
+from daemon.rig import NoSuchSlot, Slot, choose_slots, with_absent
 from daemon.settings import Settings, main_settings
 from daemon.store import Store, connect
 from daemon.supervisor import MARK, SLOT_MARK, Supervisor, mark, slot_mark
@@ -65,7 +66,7 @@ def run(settings: Settings) -> int:
         if settings.redis_url is None:
             redis_server.start(settings).stop()
         raise
-    except (RedisUnavailable, NoSuchSlot) as error:
+    except (RedisUnavailable, NoSuchSlot, peers.CannotJoin) as error:
         print(error, file=sys.stderr)
         return EX_UNAVAILABLE
     except redis.RedisError as error:
@@ -79,7 +80,7 @@ def run(settings: Settings) -> int:
         print(error, file=sys.stderr)
         return EX_TEMPFAIL
     finally:
-        close(settings, supervisor, server)
+        close(settings, supervisor, server, store)
     return 0
 
 
@@ -94,7 +95,8 @@ def open_rig(settings: Settings) -> tuple[Server | None, Store, tuple[Slot, ...]
             store.ping()
             if server is not None and redis_server.was_repaired(settings):
                 log.warning("%d job(s) were put back from their run folders", reindex(store, settings, now=time.time()))
-            slots, problem = find_slots(settings)
+            slots, problem = find_slots(settings, known_slots(settings, store), now=time.time())
+            peers.join(store, settings)
             epoch = reconcile(settings, store, slots)
             publish(settings, store, slots, problem)
             return server, store, slots, epoch
@@ -107,11 +109,22 @@ def open_rig(settings: Settings) -> tuple[Server | None, Store, tuple[Slot, ...]
             time.sleep(OPEN_PAUSE_S)
 
 
-def find_slots(settings: Settings) -> tuple[tuple[Slot, ...], str | None]:
-    """The rig's slots, and why there is no GPU among them. A GPU in MIG mode is left out."""
+def known_slots(settings: Settings, store: Store) -> list[Slot]:
+    """The slots of this rig's last life."""
+    return [Slot.from_json(record) for record in store.rigs().get(settings.rig, {}).get("slots", [])]
+
+
+def find_slots(settings: Settings, known: Sequence[Slot], *, now: float) -> tuple[tuple[Slot, ...], str | None]:
+    """The rig's slots, and what is wrong with its GPUs. One in MIG mode is left out; one that was there and is not now
+    stays, and gets no job until the sampler sees it well."""
     inventory = discover()
     gpus = [Slot(g.uuid, g.name, g.index, g.memory_bytes) for g in inventory.gpus if not g.mig]
-    return choose_slots(settings.slots, gpus), inventory.problem
+    split = {g.uuid for g in inventory.gpus if g.mig}
+    slots = choose_slots(settings.slots, with_absent(gpus, [slot for slot in known if slot.id not in split], now=now))
+    for slot in slots:
+        if slot.absent_since is not None:
+            log.error("GPU %d (%s, %s) was there before and is not now", slot.index, slot.name, slot.id)
+    return slots, inventory.problem
 
 
 def reconcile(settings: Settings, store: Store, slots: tuple[Slot, ...]) -> int:
@@ -122,8 +135,7 @@ def reconcile(settings: Settings, store: Store, slots: tuple[Slot, ...]) -> int:
     began = time.monotonic()
     swept = kill_marked(MARK, mark(settings))
     epoch = store.new_epoch(settings.rig)
-    known = [record["id"] for record in store.rigs().get(settings.rig, {}).get("slots", [])]
-    for slot in dict.fromkeys([*(slot.id for slot in slots), *known]):
+    for slot in dict.fromkeys(slot.id for slot in [*slots, *known_slots(settings, store)]):
         clear_slot(store, settings, slot, now=time.time())
     log.info("reconciled in %.0f ms, %d process(es) killed", (time.monotonic() - began) * 1e3, swept.signals)
     return epoch
@@ -134,6 +146,8 @@ def publish(settings: Settings, store: Store, slots: tuple[Slot, ...], problem: 
     shown = settings.model_dump(mode="json", exclude={"redis_url"})
     facts: dict[str, Any] = {"slots": [slot.to_json() for slot in slots], "problem": problem, "settings": shown}
     store.describe_rig(settings.rig, {**facts, "started_at": time.time()})
+    if settings.redis_url is not None:
+        store.add_inputs(settings.rig, inputs.uploaded(settings.inputs), anew=True)
 
 
 def staff(settings: Settings, slots: tuple[Slot, ...]) -> Supervisor:
@@ -160,12 +174,17 @@ def staff(settings: Settings, slots: tuple[Slot, ...]) -> Supervisor:
     return supervisor
 
 
-def close(settings: Settings, supervisor: Supervisor, server: Server | None) -> None:
+def close(settings: Settings, supervisor: Supervisor, server: Server | None, store: Store) -> None:
     """Stop everything, the queue last."""
     names = list(supervisor.processes)
     supervisor.stop([name for name in names if name.startswith("worker ")])
     supervisor.stop(["api", "sampler"])
     kill_marked(MARK, mark(settings))
+    if settings.redis_url is not None:
+        try:
+            peers.leave(store, settings, now=time.time())
+        except redis.RedisError as error:
+            log.warning("the other rigs could not be told that this one stops: %s", error)
     if server is not None:
         redis_server.start(settings).stop()  # `start` adopts whichever server runs now: it may have been replaced
     log.info("stopped")

@@ -9,16 +9,33 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from daemon.places import Places, Refused
 from daemon.settings import Settings
 from jobs import data
 from jobs.model import Job, State, dependency
-from jobs.spec import HUB_ID, RECIPES, CommandSpec, FieldError, FinetuneSpec, GenerateSpec, InvalidSpec, Spec, dump
+from jobs.spec import (  # fmt: skip
+    HUB_ID,
+    RECIPES,
+    CommandSpec,
+    FieldError,
+    FinetuneSpec,
+    GenerateSpec,
+    InvalidSpec,
+    Spec,
+    dump,
+    parse,
+)
 
 
 def admit(
-    spec: Spec, settings: Settings, *, slots: int, known_jobs: Callable[[Sequence[str]], Mapping[str, Job]]
+    spec: Spec,
+    settings: Settings,
+    *,
+    slots: int,
+    known_jobs: Callable[[Sequence[str]], Mapping[str, Job]],
+    uploaded_elsewhere: Callable[[str], bool] = lambda digest: False,
 ) -> None:
     """Return when the rig can take the job. Raises InvalidSpec with every wrong field.
 
@@ -31,7 +48,7 @@ def admit(
         # a parent's own parents are looked up one by one: chains are short
         return known.get(job_id) or known_jobs([job_id]).get(job_id)
 
-    places = Places(settings, settings.runs, find)
+    places = Places(settings, settings.runs, find, uploaded_elsewhere)
     paths, errors = places.locate(dump(spec))
     checks: list[tuple[str, Callable[[], None]]] = [
         ("gpus", partial(_gpus, spec, slots)),
@@ -52,6 +69,31 @@ def admit(
             errors.append(FieldError(name, str(refusal)))
     if errors:
         raise InvalidSpec(errors)
+
+
+def missing_here(
+    spec: Mapping[str, Any],
+    settings: Settings,
+    *,
+    find_job: Callable[[str], Job | None],
+    uploaded_elsewhere: Callable[[str], bool],
+) -> str | None:
+    """What an accepted document names that this rig lacks: another rig has accepted it. Reads no file's content."""
+    paths, errors = Places(settings, settings.runs, find_job, uploaded_elsewhere).locate(spec)
+    if errors:
+        return f"{errors[0].field}: {errors[0].message}"
+    if spec["kind"] != "command":
+        return None
+    try:
+        command = parse(spec)
+        if isinstance(command, CommandSpec):
+            _program(command, paths)
+            _secrets(command.secrets, settings.secrets_file)
+    except Refused as refusal:
+        return str(refusal)
+    except InvalidSpec:
+        return None  # of an older version: the attempt itself will tell
+    return None
 
 
 def read_secrets(path: Path) -> dict[str, str]:

@@ -24,6 +24,16 @@ class Reading(NamedTuple):
     temp_c: int | None
     power_mw: int | None
     energy_mj: int | None
+    reasons: int | None = None
+    thr_power_ms: int | None = None
+    thr_sw_therm_ms: int | None = None
+    thr_hw_therm_ms: int | None = None
+    thr_brake_ms: int | None = None
+
+    @property
+    def throttled_ms(self) -> tuple[int | None, ...]:
+        """The driver's counters, in the order of `daemon.samples.THROTTLING`."""
+        return self.thr_power_ms, self.thr_sw_therm_ms, self.thr_hw_therm_ms, self.thr_brake_ms
 
 
 @dataclass

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Collection
 
 from daemon import telemetry
+from daemon.here import Here
 from daemon.plan import Facts, SlotFacts
 from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.store import Event, Store
+from daemon.telemetry import Live
 from jobs.model import Job, State
 
 EVENTS_PER_READ = 1_000
@@ -25,6 +27,7 @@ class Ledger:
     def __init__(self, store: Store):
         self._store = store
         self._lock = threading.Lock()
+        self._here = Here(store)
         self._last: str | None = None
         self._jobs: dict[str, Job] = {}
         self._fates: dict[str, State] = {}
@@ -46,18 +49,18 @@ class Ledger:
 
     def facts(self, now: float, settings: Settings, *, ready: Collection[str] | None = None) -> Facts:
         """What the planner needs to know at this moment about this rig. `ready`: slots whose worker listens; None: all."""
-        problems = {
-            slot: seen.state
-            for slot, seen in telemetry.latest(settings.home, now=now).slots.items()
-            if seen.state in UNFIT
-        }
+        live = telemetry.latest(settings.home, now=now)
         self.refresh()
         rig, paused = settings.rig, self._store.paused()
-        slots = [Slot.from_json(record) for record in self._store.rigs().get(rig, {}).get("slots", [])]
+        told = self._store.rigs().get(rig, {})
+        slots = [Slot.from_json(record) for record in told.get("slots", [])]
+        problems = {slot.id: problem_of(slot, live, told.get("started_at") or 0.0) for slot in slots}
         with self._lock:
             jobs, fates = dict(self._jobs), dict(self._fates)
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
         windows, zone = settings.windows, settings.zone
+        waiting = [job for job in jobs.values() if job.state is State.QUEUED and job.offer is None]
+        rigs = self._here.look(waiting, jobs, settings, now)
         return Facts(
             now=now,
             rig=rig,
@@ -67,7 +70,7 @@ class Ledger:
                     slot,
                     paused=f"{rig}:{slot.id}" in paused,
                     ready=ready is None or slot.id in ready,
-                    problem=problems.get(slot.id),
+                    problem=problems[slot.id],
                     job=occupied.get(slot.id),
                 )
                 for slot in slots
@@ -82,6 +85,9 @@ class Ledger:
             hold=disk_hold(settings),
             offer_timeout_s=settings.offer_timeout_s,
             renew_s=settings.renew_s,
+            not_here=rigs.not_here,
+            away=rigs.away,
+            others=rigs.others,
         )
 
     def _load(self) -> None:
@@ -120,6 +126,16 @@ class Ledger:
         parents = {parent for job in jobs for parent, _ in job.parents}
         unknown = [p for p in parents if p not in self._jobs and p not in self._fates]
         self._fates |= {job.id: job.state for job in self._store.get_many(unknown).values() if job.state.final}
+
+
+def problem_of(slot: Slot, live: Live, started_at: float) -> str | None:
+    """Why a slot's GPU gets no new job. One that was missed at the start is lost until this life's sampler sees it well."""
+    seen = live.slots.get(slot.id)
+    if seen is not None and seen.state in UNFIT:
+        return seen.state
+    if slot.absent_since is None or (seen is not None and seen.state == "ok" and (live.at or 0.0) > started_at):
+        return None
+    return "lost"
 
 
 def disk_hold(settings: Settings) -> str | None:

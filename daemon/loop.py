@@ -13,7 +13,7 @@ from types import FrameType
 
 import redis
 
-from daemon import redis_server, telemetry
+from daemon import peers, redis_server, telemetry
 from daemon.facts import Ledger
 from daemon.plan import Cancel, Decision, DeclareLost, Interrupt, Offer, Withdraw, plan
 from daemon.process_tree import is_alive, kill_marked, kill_tree
@@ -24,12 +24,11 @@ from daemon.settle import settle
 from daemon.store import OldEpoch, SlotTaken, Store, UnknownJob
 from daemon.supervisor import SLOT_MARK, Supervisor, slot_mark
 from daemon.sweep_watch import SweepWatch
-from jobs.model import InvalidTransition, State, Wish, WishKind
+from jobs.model import RECORD_VERSION, Cause, End, InvalidTransition, Job, Outcome, State, Wish, WishKind
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
-BEAT_EVERY_S = 5.0
 #: Below redis-py's own socket timeout of 5 s, or the connection would be made anew each time.
 FOLLOW_BLOCK_MS = 2_000
 REDIS_PAUSE_S = 0.2
@@ -92,7 +91,8 @@ class Loop:
         self._sweeps = SweepWatch(store, settings.runs)
         self._alarm = Alarm()
         self._stops_asked = 0
-        self._last_beat = 0.0
+        self._last_beat = -math.inf
+        self._told_url = ""
         self._dead: list[str] = []
         #: Workers that have not taken their last offer.
         self._untaken: set[str] = set()
@@ -167,6 +167,8 @@ class Loop:
         offer = self._store.get(job_id).offer
         self._store.change(job_id, lambda record: record.withdrawn(fence=fence))
         log.warning("nobody claimed job %s: its offer is withdrawn", job_id)
+        if offer and offer.rig != self._settings.rig:
+            return
         name = worker_name(offer.slots[0]) if offer else ""
         if name in self._untaken and name in self._supervisor.processes:
             log.error("%s takes no offer: it is ended", name)
@@ -179,10 +181,22 @@ class Loop:
         job = self._store.get(job_id)
         if job.fence != fence or job.state is not State.RUNNING:
             return  # it has been told in the meantime
+        if job.rig != self._settings.rig:
+            self._give_back(job)
+            return
         lead = job.slots[0]
         log.warning("job %s's worker is silent: it is ended", job_id)
         self._supervisor.kill(worker_name(lead))
         self._bury(worker_name(lead))
+
+    def _give_back(self, job: Job) -> None:
+        """End the run of a rig that has vanished. Every rig tries it: the fence lets one through."""
+        message = f"Rig {job.rig} vanished: neither it nor the job's lease was renewed."
+        outcome = Outcome(
+            end=End.FAILED, cause=Cause.LOST, message=message, hint="docs/several-rigs.md: what is promised"
+        )
+        after = self._store.finish(job.id, fence=job.fence, outcome=outcome, now=self._now())
+        log.warning("job %s was left by rig %s, which is silent; it is %s", job.id, job.rig, after.state)
 
     def _bury(self, name: str) -> None:
         """End what a dead worker left: its tree first, then its run, then RQ's memory of it."""
@@ -205,10 +219,19 @@ class Loop:
         return [slot.id for slot in self._slots if report.get(worker_name(slot.id), {}).get("alive")]
 
     def _beat(self, now: float) -> None:
-        if now - self._last_beat >= BEAT_EVERY_S:
-            self._last_beat = now
+        url = peers.address(self._settings)
+        if now - self._last_beat >= peers.beat_every_s(self._settings) or url != self._told_url:
+            self._last_beat, self._told_url = now, url
             self._store.beat(
-                self._settings.rig, {"at": now, "pid": os.getpid(), "processes": self._supervisor.report()}
+                self._settings.rig,
+                {
+                    "at": now,
+                    "pid": os.getpid(),
+                    "processes": self._supervisor.report(),
+                    "identity": peers.identity(self._settings),
+                    "records": RECORD_VERSION,
+                    "url": url,
+                },
             )
 
     # -- Redis and stopping -------------------------------------------------------------------------------------------------

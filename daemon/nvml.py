@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from daemon.gpus import Gpu
-from daemon.samples import STATES, GpuProcess, Identity, Sample, SlotNow
+from daemon.samples import STATES, THROTTLING, GpuProcess, Identity, Sample, SlotNow
 
 # nvmlReturn_t
 INSUFFICIENT_SIZE, DRIVER_NOT_LOADED, TIMEOUT, LIBRARY_NOT_FOUND, VERSION_MISMATCH = 7, 9, 10, 12, 18
@@ -28,8 +28,10 @@ LIBRARY_OUT = {1, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, VERSION_MISMATCH, 28}  #
 
 # Field ids of nvmlDeviceGetFieldValues
 ENERGY_MJ, POWER_MW, POWER_INSTANT_MW, LIMIT_MW, MEMORY_TEMP_C, RECOVERY_ACTION = 83, 185, 186, 190, 82, 230
-THROTTLED_NS = (74, 269, 270, 271)  # by power cap, software thermal, hardware thermal, power brake
+ECC_UNCORRECTED, PCIE_REPLAYS = 4, 94  # double-bit errors since the driver was loaded; packets sent again
+THROTTLED_NS = (74, 269, 270, 271)  # in the order of THROTTLING
 FIELDS = (ENERGY_MJ, POWER_MW, POWER_INSTANT_MW, LIMIT_MW, *THROTTLED_NS, RECOVERY_ACTION)
+SLOW_FIELDS = (MEMORY_TEMP_C, ECC_UNCORRECTED, PCIE_REPLAYS)
 VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
 
 SM_CLOCK, MEMORY_CLOCK = 1, 2
@@ -49,6 +51,10 @@ GARBLED_PROCESS_LISTS = ((535, 43), (535, 85))
 
 SLOW_CALL_S = 2.0
 MISSES_UNTIL_SUSPECT = 5
+#: The link and the video encoder are asked at every second thorough round.
+THOROUGH_ROUNDS_PER_LINK = 2
+#: nvmlDeviceGetTemperatureThreshold's number for where the GPU slows down by itself.
+SLOWDOWN_THRESHOLD = 1
 PROCESS_ROOM = 64
 
 
@@ -106,10 +112,14 @@ class Card:
         if GARBLED_PROCESS_LISTS[0] <= _version(self.gpu.driver) <= GARBLED_PROCESS_LISTS[1]:
             self._never |= {"processes_v3", "processes_v2"}
         self.identity = self._identity()
-        self.throttled_ns: tuple[int | None, ...] = ()
         self._sample = Sample(0)
+        self._thorough_rounds = 0
         self._fan: int | None = None
-        self._memory_temp_c: int | None = None
+        self._pstate: int | None = None
+        self._slow: dict[int, int] = {}
+        self._encoder: int | None = None
+        self._link: tuple[int | None, int | None] = (None, None)
+        self._link_max = self._ask("MaxPcieLinkGeneration"), self._ask("MaxPcieLinkWidth")
         self._recovery_action: int | None = None
         self._processes: tuple[GpuProcess, ...] = ()
 
@@ -118,7 +128,7 @@ class Card:
         return self.gpu.uuid
 
     def read(self, ts: int, *, at: float, thoroughly: bool) -> Sample:
-        """A sample for second `ts`, at `at` of the monotonic clock; fan and processes only when `thoroughly`."""
+        """A sample for second `ts`, at `at` of the monotonic clock; what changes slowly only when `thoroughly`."""
         if self.handle is None and at >= self._rests_until:
             self._wake(at)
         self._sample = Sample(ts)
@@ -134,7 +144,7 @@ class Card:
         """Leave this GPU alone for a while."""
         self.handle, self._rests_until = None, until
         self.state, self.reason = state, reason
-        self._processes, self._recovery_action, self.throttled_ns = (), None, ()
+        self._processes, self._recovery_action = (), None
 
     def now(self) -> SlotNow:
         """The live view's entry."""
@@ -152,6 +162,22 @@ class Card:
             energy_j=_scaled(sample.energy_mj, 1000),
             sm_clock_hz=None if sample.sm_mhz is None else sample.sm_mhz * 1_000_000,
             fan_ratio=_scaled(sample.fan, 100),
+            memory_utilization_ratio=_scaled(sample.mem_util, 100),
+            memory_temperature_c=sample.mem_temp_c,
+            memory_clock_hz=None if sample.mem_mhz is None else sample.mem_mhz * 1_000_000,
+            power_instant_w=_scaled(sample.power_inst_mw, 1000),
+            pstate=sample.pstate,
+            throttled_s={
+                reason: ms / 1000 for reason, ms in zip(THROTTLING, sample.throttled_ms, strict=True) if ms is not None
+            },
+            throttle_temperature_c=self._slowdown_c,
+            pcie_generation=self._link[0],
+            pcie_generation_max=self._link_max[0],
+            pcie_width=self._link[1],
+            pcie_width_max=self._link_max[1],
+            pcie_replays=self._slow.get(PCIE_REPLAYS),
+            encoder_ratio=_scaled(self._encoder, 100),
+            ecc_uncorrected=self._slow.get(ECC_UNCORRECTED),
             throttle_reasons=tuple(name for bit, name in THROTTLE_REASONS.items() if (sample.reasons or 0) & bit),
             recovery_action=self._recovery_action,
             processes=self._processes,
@@ -214,20 +240,20 @@ class Card:
 
     def _identity(self) -> Identity:
         gpu, range_mw = self.gpu, self._ask("PowerManagementLimitConstraints") or (None, None)
+        thresholds = {kind: self._ask("TemperatureThreshold", kind) for kind in (0, 1, 2, 3, 5)}
+        self._slowdown_c: int | None = thresholds[SLOWDOWN_THRESHOLD]
         limits = {
             "memory_bytes": gpu.memory_bytes,
             "power_mw": {"min": range_mw[0], "default": self._ask("PowerManagementDefaultLimit"), "max": range_mw[1]},
-            "threshold_c": {kind: self._ask("TemperatureThreshold", kind) for kind in (0, 1, 2, 3, 5)},
+            "threshold_c": thresholds,
         }
         return Identity(self.uuid, gpu.name, gpu.bus_id, _text(self._ask("Serial")) or None, gpu.driver, limits)
 
     def _take(self, ts: int, thoroughly: bool) -> Sample:
         load, memory = self._ask("UtilizationRates"), self._memory()
-        field = self._fields((*FIELDS, MEMORY_TEMP_C) if thoroughly else FIELDS)
+        field = self._fields((*FIELDS, *SLOW_FIELDS) if thoroughly else FIELDS)
         if thoroughly:
-            self._fan, self._memory_temp_c = self._ask("FanSpeed"), field.get(MEMORY_TEMP_C)
-            self._processes = self._list_processes()
-        self.throttled_ns = tuple(field.get(number) for number in THROTTLED_NS)
+            self._take_slow(field)
         self._recovery_action = field.get(RECOVERY_ACTION)
         return Sample(
             ts,
@@ -235,7 +261,7 @@ class Card:
             mem_util=load.memory if load else None,
             mem_mib=memory[0] >> 20 if memory else None,
             temp_c=self._or_ask(self._ask("TemperatureV", 0), "Temperature", 0),
-            mem_temp_c=self._memory_temp_c,
+            mem_temp_c=self._slow.get(MEMORY_TEMP_C),
             # The average is not known before Ampere, where the instant reading has a window as long.
             power_mw=self._or_ask(field.get(POWER_MW, field.get(POWER_INSTANT_MW)), "PowerUsage"),
             power_inst_mw=field.get(POWER_INSTANT_MW),
@@ -244,9 +270,25 @@ class Card:
             sm_mhz=self._ask("ClockInfo", SM_CLOCK),
             mem_mhz=self._ask("ClockInfo", MEMORY_CLOCK),
             reasons=self._or_ask(self._ask("CurrentClocksEventReasons"), "CurrentClocksThrottleReasons"),
-            pstate=self._ask("PerformanceState"),
+            pstate=self._pstate,
             fan=self._fan,
+            **{
+                name: field[number] // 1_000_000
+                for name, number in zip(Sample._fields[-len(THROTTLED_NS) :], THROTTLED_NS, strict=True)
+                if number in field
+            },
         )
+
+    def _take_slow(self, field: dict[int, int]) -> None:
+        """What changes slowly, or costs the driver much."""
+        self._fan, self._pstate = self._ask("FanSpeed"), self._ask("PerformanceState")
+        self._slow = {number: field[number] for number in SLOW_FIELDS if number in field}
+        self._processes = self._list_processes()
+        if self._thorough_rounds % THOROUGH_ROUNDS_PER_LINK == 0:
+            self._link = self._ask("CurrPcieLinkGeneration"), self._ask("CurrPcieLinkWidth")
+            encoder = self._ask("EncoderUtilization")
+            self._encoder = encoder[0] if encoder else None
+        self._thorough_rounds += 1
 
     def _memory(self) -> tuple[int, int] | None:
         """Used and total bytes. Version 1 counts the driver's reserve as used, and an idle GPU looks in use."""

@@ -25,8 +25,15 @@ class Refused(ValueError):
 class Places:
     """This rig's files, as documents may name them."""
 
-    def __init__(self, settings: Settings, runs: Path, find_job: Callable[[str], Job | None]):
+    def __init__(
+        self,
+        settings: Settings,
+        runs: Path,
+        find_job: Callable[[str], Job | None],
+        uploaded_elsewhere: Callable[[str], bool] = lambda digest: False,
+    ):
         self._settings, self._runs, self._find_job = settings, runs, find_job
+        self._uploaded_elsewhere = uploaded_elsewhere
         self._roots = (settings.models.resolve(), *settings.allowed_paths)
 
     def locate(self, spec: Mapping[str, Any]) -> tuple[dict[str, str], list[FieldError]]:
@@ -93,7 +100,7 @@ class Places:
         """A file of rows."""
         if match := INPUT_REFERENCE.fullmatch(text):
             path = self._settings.inputs / match[1]
-            if not path.is_file():
+            if not path.is_file() and not self._uploaded_elsewhere(match[1]):
                 raise Refused(f"is not uploaded: PUT the file to /api/v1/inputs/{match[1]} first (`submit` does that)")
             return str(path)
         if match := JOB_REFERENCE.fullmatch(text):

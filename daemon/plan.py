@@ -67,12 +67,28 @@ class Facts:
     seen_for_s: float = math.inf
     offer_timeout_s: float = 60.0
     renew_s: float = 2.0
+    #: Where several rigs share the queue (daemon.here): why jobs cannot run on this one, ...
+    not_here: Mapping[str, str] = field(default_factory=dict)
+    #: ... the rigs that are silent, whose runs and offers are anybody's to settle, ...
+    away: frozenset[str] = frozenset()
+    #: ... and how many slots each other rig has that lives.
+    others: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def waiting(self) -> tuple[Job, ...]:
         """Queued jobs without an offer, in the order in which they start."""
         queued = (job for job in self.jobs.values() if job.state is State.QUEUED and job.offer is None)
         return tuple(sorted(queued, key=lambda job: (job.rank, int(job.id))))
+
+    @cached_property
+    def queue(self) -> tuple[Job, ...]:
+        """Every queued job: those that are about to start, then `waiting`."""
+        return (*(j for j in self.jobs.values() if j.state is State.QUEUED and j.offer is not None), *self.waiting)
+
+    @cached_property
+    def place(self) -> Mapping[str, int]:
+        """Where each queued job stands, from 1."""
+        return {job.id: place for place, job in enumerate(self.queue, 1)}
 
     @cached_property
     def startable(self) -> tuple[Job, ...]:
@@ -88,6 +104,11 @@ class Facts:
     def here(self) -> tuple[Job, ...]:
         """Jobs that occupy this rig's slots."""
         return tuple(job for job in self.jobs.values() if job.rig == self.rig)
+
+    @cached_property
+    def left_behind(self) -> tuple[Job, ...]:
+        """Jobs that occupy slots of rigs that are silent."""
+        return tuple(job for job in self.jobs.values() if job.rig in self.away) if self.away else ()
 
 
 @dataclass(frozen=True)
@@ -150,8 +171,12 @@ def blocker(facts: Facts, job: Job) -> str | None:
             return f"waits for job {parent}, which is {state}"
     if job.not_before is not None and facts.now < job.not_before:
         return f"not before {clock(job.not_before, facts)}"
+    if reason := facts.not_here.get(job.id):
+        return reason
     if job.gpus > len(facts.slots):
-        return f"needs {job.gpus} GPUs; this rig has {len(facts.slots)}"
+        larger = [rig for rig, count in facts.others.items() if count >= job.gpus]
+        there = f"; rig {larger[0]} has enough" if larger else ""
+        return f"needs {job.gpus} GPUs; this rig has {len(facts.slots)}{there}"
     if facts.paused:
         return "the rig is paused"
     if facts.hold:
@@ -167,7 +192,8 @@ def explain(facts: Facts, job: Job) -> str | None:
     if job.state is not State.QUEUED:
         return None
     if job.offer is not None:
-        return f"starting on {_names(facts, job.offer.slots)}"
+        there = "" if job.offer.rig == facts.rig else f" of rig {job.offer.rig}"
+        return f"starting on {_names(facts, job.offer.slots)}{there}"
     if reason := blocker(facts, job):
         return reason
     ahead = facts.position.get(job.id, 0)
@@ -184,7 +210,7 @@ def clock(moment: float, facts: Facts) -> str:
 def _lost(facts: Facts) -> Iterator[Decision]:
     if facts.seen_for_s < RENEWALS_AFTER_A_BREAK * facts.renew_s:
         return
-    for job in facts.here:
+    for job in (*facts.here, *facts.left_behind):
         left_s = facts.leases.get(job.id)
         if job.state is State.RUNNING and left_s is not None and left_s < -LATE_RENEWALS * facts.renew_s:
             yield DeclareLost(job.id, job.fence)
@@ -193,6 +219,9 @@ def _lost(facts: Facts) -> Iterator[Decision]:
 def _stale_offers(facts: Facts) -> Iterator[Decision]:
     for job in facts.here:
         if job.offer is not None and facts.now - job.offer.at > facts.offer_timeout_s:
+            yield Withdraw(job.id, job.fence)
+    for job in facts.left_behind:
+        if job.offer is not None and facts.seen_for_s >= RENEWALS_AFTER_A_BREAK * facts.renew_s:
             yield Withdraw(job.id, job.fence)
 
 

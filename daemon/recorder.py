@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
-from daemon.samples import NOT_THROTTLED, Identity, Minute, Sample, database_path, summarize_minute
+from daemon.samples import Identity, Minute, Sample, database_path, summarize_minute
 
 #: Table, how long its rows are kept, and how much is deleted at once: more would keep readers waiting.
 PRUNING = (("s", 14 * 86_400, 20_000), ("s60", 365 * 86_400, 20_000 * 60))
@@ -40,7 +40,7 @@ CREATE INDEX IF NOT EXISTS event_by_time ON event(ts);
 """
 INSERT_SAMPLE = f"INSERT OR IGNORE INTO s VALUES (?{', ?' * len(Sample._fields)})"
 INSERT_MINUTE = f"INSERT OR REPLACE INTO s60 VALUES (?{', ?' * len(Minute._fields)})"
-INSERT_EVENT = "INSERT INTO event(ts, gid, source, kind, code, text) VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_EVENT = "INSERT INTO event(ts, gid, source, kind, code, text, pid, job_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_SAMPLE = f"SELECT {', '.join(Sample._fields)} FROM s WHERE gid = ?"
 
 
@@ -56,10 +56,8 @@ class Recorder:
         self._identities: dict[str, Identity] = {}
         self._known: dict[str, tuple[int, Identity]] = {}
         self._unsaved: dict[str, deque[Sample]] = {}
-        self._events: list[tuple[float, str | None, str, str, int | None, str]] = []
+        self._events: list[tuple[float, str | None, str, str, int | None, str, int | None, str | None]] = []
         self._last_xid: dict[tuple[str | None, int], float] = {}
-        self._throttled: dict[str, Sequence[int | None]] = {}
-        self._throttled_before: dict[str, Sequence[int | None]] = {}
         self._database = self._open()
 
     def adopt(self, unsaved: Mapping[str, Sequence[Sample]]) -> None:
@@ -75,22 +73,30 @@ class Recorder:
         self._identities[slot.uuid] = slot
         self._unsaved.setdefault(slot.uuid, deque(maxlen=UNSAVED_LIMIT))
 
-    def add(self, uuid: str, sample: Sample, throttled_ns: Sequence[int | None] = ()) -> None:
+    def add(self, uuid: str, sample: Sample) -> None:
         """One sample of a known slot. A second one of the same second is dropped."""
         rows = self._unsaved[uuid]
         if not rows or rows[-1].ts != sample.ts:
             rows.append(sample)
-        if throttled_ns:
-            self._throttled[uuid] = throttled_ns
-            self._throttled_before.setdefault(uuid, throttled_ns)
 
-    def note(self, ts: float, uuid: str | None, source: str, kind: str, text: str, code: int | None = None) -> bool:
+    def note(
+        self,
+        ts: float,
+        uuid: str | None,
+        source: str,
+        kind: str,
+        text: str,
+        code: int | None = None,
+        *,
+        pid: int | None = None,
+        job: str | None = None,
+    ) -> bool:
         """An event; returns whether it is news and no repetition of the XID just before."""
         if code is not None:
             last, self._last_xid[uuid, code] = self._last_xid.get((uuid, code)), ts
             if last is not None and ts - last <= SAME_EVENT_S:
                 return False
-        self._events.append((ts, uuid, source, kind, code, text))
+        self._events.append((ts, uuid, source, kind, code, text, pid, job))
         return True
 
     @property
@@ -148,18 +154,15 @@ class Recorder:
                 db.executemany(INSERT_SAMPLE, [(gid, *row) for row in rows])
                 if rows:
                     db.execute("UPDATE gpu SET last_ts = ? WHERE gid = ?", (rows[-1].ts, gid))
-            for ts, event_uuid, source, kind, code, text in self._events:
+            for ts, event_uuid, *facts in self._events:
                 event_gid = known[event_uuid][0] if event_uuid in known else None
-                db.execute(INSERT_EVENT, (ts, event_gid, source, kind, code, text))
-            rolled = [
-                uuid for uuid, (gid, _) in known.items() if self._roll_up(db, uuid, gid, before=int(now) // 60 * 60)
-            ]
+                db.execute(INSERT_EVENT, (ts, event_gid, *facts))
+            for gid, _ in known.values():
+                self._roll_up(db, gid, before=int(now) // 60 * 60)
         self._known = known
         for waiting in self._unsaved.values():
             waiting.clear()
         self._events.clear()
-        for uuid in rolled:
-            self._throttled_before[uuid] = self._throttled.get(uuid, ())
 
     def _introduce(self, db: sqlite3.Connection, slot: Identity, now: float) -> tuple[int, Identity]:
         """The slot's number in the database, which has what is known of it."""
@@ -173,30 +176,18 @@ class Recorder:
         )
         return db.execute("SELECT gid FROM gpu WHERE uuid = ?", (slot.uuid,)).fetchone()[0], slot
 
-    def _roll_up(self, db: sqlite3.Connection, uuid: str, gid: int, *, before: int) -> bool:
+    def _roll_up(self, db: sqlite3.Connection, gid: int, *, before: int) -> None:
         """Summarise the slot's whole minutes that have no summary yet, those of an earlier sampler too."""
         done = db.execute("SELECT max(ts) + 60 FROM s60 WHERE gid = ?", (gid,)).fetchone()[0] or 0
         if done >= before:
-            return False
+            return
         rows = db.execute(f"{SELECT_SAMPLE} AND ts >= ? AND ts < ? ORDER BY ts", (gid, done, before))
         earlier = db.execute(f"{SELECT_SAMPLE} AND ts < ? ORDER BY ts DESC LIMIT 1", (gid, done)).fetchone()
         previous = Sample(*earlier) if earlier else None
         for ts, group in groupby(map(Sample._make, rows.fetchall()), key=lambda row: row.ts // 60 * 60):
             minute = list(group)
-            # The driver's counters tell the time throttled since the last summary: that is in the last minute.
-            throttled_ms = self._throttled_ms(uuid) if ts + 60 == before else NOT_THROTTLED
-            db.execute(INSERT_MINUTE, (gid, *summarize_minute(ts, minute, previous, throttled_ms)))
+            db.execute(INSERT_MINUTE, (gid, *summarize_minute(ts, minute, previous)))
             previous = minute[-1]
-        return previous is not None
-
-    def _throttled_ms(self, uuid: str) -> tuple[int | None, ...]:
-        before, after = self._throttled_before.get(uuid, ()), self._throttled.get(uuid, ())
-        if not before or not after:
-            return NOT_THROTTLED
-        return tuple(
-            max(0, end - start) // 1_000_000 if start is not None and end is not None else None
-            for start, end in zip(before, after, strict=True)
-        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -206,6 +197,12 @@ def _connect(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         database.executescript(SCHEMA)
+        known = {row[1] for row in database.execute("PRAGMA table_info(s)")}
+        for (
+            name
+        ) in Sample._fields:  # a column that an earlier version did not have; they are only ever added at the end
+            if name not in known:
+                database.execute(f"ALTER TABLE s ADD COLUMN {name} INTEGER")
     except sqlite3.Error:
         database.close()
         raise

@@ -1,10 +1,12 @@
 """The rig's slots: one per GPU, by NVML UUID; CPU slots where there is no GPU."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 DEFAULT_CPU_SLOTS = 2
+#: A card that has been away for so long was taken out: it is forgotten at the next start.
+ABSENT_KEPT_S = 7 * 86_400.0
 
 
 class NoSuchSlot(ValueError):
@@ -19,6 +21,8 @@ class Slot:
     name: str
     index: int  # for people only: it may change at a reboot
     memory_bytes: int = 0
+    #: Since when the driver has not shown it at a start; None: it was there.
+    absent_since: float | None = None
 
     @property
     def is_gpu(self) -> bool:
@@ -31,6 +35,17 @@ class Slot:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def with_absent(gpus: Sequence[Slot], known: Iterable[Slot], *, now: float) -> list[Slot]:
+    """The GPUs that are there, and those of an earlier life that are not: a lost card is missed, never forgotten at once.
+
+    Without them a driver that comes up late would leave a rig of GPUs with CPU slots for the night.
+    """
+    there = {gpu.id for gpu in gpus}
+    missed = [replace(slot, absent_since=slot.absent_since or now) for slot in known if slot.is_gpu]
+    kept = [slot for slot in missed if slot.id not in there and now - (slot.absent_since or now) < ABSENT_KEPT_S]
+    return [*gpus, *kept]
 
 
 def choose_slots(setting: str, gpus: Iterable[Slot]) -> tuple[Slot, ...]:

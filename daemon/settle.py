@@ -11,6 +11,7 @@ from daemon import faults, telemetry
 from daemon.facts import disk_hold
 from daemon.settings import Settings
 from daemon.store import Store, UnknownJob
+from daemon.tariff import co2_g
 from jobs.model import Attempt, Cause, InvalidTransition, Job, Outcome, State
 from jobs.outcome import Exit, judge
 from jobs.rundir import RunDir, read_json, run_dir, sync_files, write_json
@@ -62,10 +63,14 @@ def fault_under(job: Job, settings: Settings, now: float) -> faults.Fault | None
 
 def usage_of(run: Attempt, settings: Settings, now: float) -> dict[str, Any]:
     """What the attempt used, as far as the sampler knows."""
-    usage = asdict(telemetry.summarize(settings.home, run.slots, run.started_at, now))
+    usage = asdict(telemetry.summarize(settings.home, run.slots, run.started_at, now, tariff=settings.prices))
     peak_bytes = usage.pop("peak_memory_bytes")
     if not run.slots[0].startswith("cpu:"):  # on a CPU slot it is the whole machine's memory: not the job's
         usage["peak_vram_bytes"] = peak_bytes
+    if usage["cost"] is not None:
+        usage["cost"] *= settings.wall_factor
+    if usage["energy_j"] is not None:
+        usage["co2_g"] = co2_g(usage["energy_j"] * settings.wall_factor, settings.co2_g_per_kwh)
     return {name: value for name, value in usage.items() if value is not None}
 
 

@@ -4,6 +4,7 @@
     overnight:seq                  counter of job ids
     overnight:jobs                 zset    every job, by number
     overnight:jobs:state:<state>   zset    the same by state; also :kind:<kind>, :tag:<tag>
+    overnight:order                zset    every job that waits or runs, by its rank
     overnight:ended                zset    every job that ended, by the time of its end
     overnight:children:<id>        set     jobs that wait, or waited, for this one
     overnight:sweep:<id>           string  what a sweep is, JSON; its id is its first job's
@@ -14,6 +15,9 @@
     overnight:paused               set     rigs ("<rig>") and slots ("<rig>:<slot>") that take no new job
     overnight:rigs                 hash    rig -> its slots and settings in force, JSON
     overnight:beat:<rig>           string  the daemon's last beat, JSON, with a TTL
+    overnight:beats                zset    rig -> the moment of its last beat (Redis TIME, seconds)
+    overnight:queue                hash    of this queue: its id, the newest record version that wrote here, the rigs' key
+    overnight:inputs:<rig>         set     SHA-256 of the uploads that lie on the rig: where to ask, not the truth
     overnight:epoch:<rig>          counter of the daemon's lives; an older life's offers are refused
     overnight:events               stream  every change, for the planner, the page and messages
     overnight:repeat:<key>         string  Idempotency-Key -> body hash and job ids, with a TTL
@@ -29,6 +33,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, cast
 
 import redis
@@ -36,7 +41,8 @@ from redis.client import Pipeline
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from jobs.model import InvalidTransition, Job, Outcome, Progress, State, Wish, WishKind, rank_of
+from daemon import order
+from jobs.model import InvalidTransition, Job, Outcome, Progress, State, Wish, WishKind, priority_of, rank_of
 from jobs.pipeline import numbered
 from jobs.spec import Spec, dump
 from jobs.sweep import Sweep, SweepFacts
@@ -45,8 +51,9 @@ from jobs.sweep import Sweep, SweepFacts
 ENTRYPOINT = "workers.execute.run_attempt"
 
 P = "overnight:"
-SEQ, JOBS, ENDED, LEASES, PAUSED, RIGS, EVENTS, SWEEPS = (
-    P + name for name in ("seq", "jobs", "ended", "leases", "paused", "rigs", "events", "sweeps")
+SEQ, JOBS, ORDER, ENDED, LEASES, PAUSED, RIGS, EVENTS, BEATS, QUEUE, SWEEPS = (
+    P + name
+    for name in ("seq", "jobs", "order", "ended", "leases", "paused", "rigs", "events", "beats", "queue", "sweeps")
 )
 EVENTS_KEPT = 100_000
 REPEAT_KEPT_S = 7 * 86_400
@@ -134,6 +141,10 @@ def slot_key(rig: str, slot: str) -> str:
     return f"{P}slot:{rig}:{slot}"
 
 
+def inputs_key(rig: str) -> str:
+    return f"{P}inputs:{rig}"
+
+
 def mailbox(rig: str, slot: str) -> str:
     """The RQ queue of one slot, and the name of the worker that listens to it."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"{rig}-{slot}")
@@ -210,8 +221,10 @@ class Store:
                 self._index_new(pipe, [job])
                 pipe.execute()
             restored += 1
-            if int(job.id) > int(cast(bytes, self.redis.get(SEQ)) or 0):
-                self.redis.set(SEQ, job.id)
+            # nothing that comes later may stand before it: a retried or moved job has a later number than its own
+            number = max(int(job.id), ceil(job.rank - rank_of(priority_of(job.rank), 0)))
+            if number > int(cast(bytes, self.redis.get(SEQ)) or 0):
+                self.redis.set(SEQ, number)
             if job.sweep:
                 self._restore_sweep(job)
         return restored
@@ -276,7 +289,7 @@ class Store:
             for job in self._fetch(ids):
                 if len(found) == limit:
                     return Page(tuple(found), found[-1].id)
-                if _matches(job, state, kind, tag, text):
+                if matches(job, state, kind, tag, text):
                     found.append(job)
             scanned += len(ids)
             if len(ids) <= limit:
@@ -313,6 +326,38 @@ class Store:
             return after
 
         return cast(Job, self._transaction(body, job_key(job_id)))
+
+    def arrange(
+        self, job_ids: Sequence[str], step: Callable[[Job], Job] = Job.edited, place: order.Place | None = None
+    ) -> list[Job]:
+        """Change waiting jobs and where they stand in the queue, in one transaction: all of them, or none.
+
+        `place` counts among the jobs of their priority; without one each keeps its rank. Raises InvalidTransition,
+        UnknownJob, and what `step` raises.
+        """
+        anchors = [place.anchor] if place is not None and place.anchor else []
+
+        def body(pipe: Pipeline) -> list[Job]:
+            before = {job_id: self._read(pipe, job_id) for job_id in job_ids}
+            after = {job_id: step(job) for job_id, job in before.items()}
+            if place is not None and anchors:
+                order.check_neighbour([*after.values()], place, self._read(pipe, place.anchor))
+            first = int(cast(bytes, pipe.get(SEQ)) or 0)
+            ranks, last = order.arranged(self._ranks(pipe), [*after.values()], place, sequence=first)
+            if others := [job_id for job_id in ranks if job_id not in before]:
+                pipe.watch(*map(job_key, others))  # type: ignore[no-untyped-call]
+                before |= {job_id: self._read(pipe, job_id) for job_id in others}
+            after |= {job_id: after.get(job_id, before[job_id]).moved(rank=rank) for job_id, rank in ranks.items()}
+            pipe.multi()
+            if last > first:
+                pipe.incrby(SEQ, last - first)
+            for job_id, job in after.items():
+                if job != before[job_id]:
+                    self._write(pipe, before[job_id], job)
+            return [after[job_id] for job_id in job_ids]
+
+        keys = map(job_key, dict.fromkeys((*job_ids, *anchors)))
+        return cast(list[Job], self._transaction(body, *keys, ORDER, SEQ))
 
     def offer(self, job_id: str, *, rig: str, slots: tuple[str, ...], epoch: int, now: float) -> Job:
         """Give a waiting job its slots, and put it into the lead slot's mailbox. Raises SlotTaken, OldEpoch."""
@@ -376,9 +421,15 @@ class Store:
         """The attempt is over: final, or back to the queue. Frees its slots. May be repeated."""
         return self.change(job_id, lambda job: job.ended(fence=fence, outcome=outcome, now=now))
 
-    def wish(self, job_id: str, wish: Wish) -> Job:
-        """Ask a job to stop."""
-        return self.change(job_id, lambda job: job.asked(wish))
+    def wish(self, job_id: str, wish: Wish, *, only_if: State | None = None) -> Job:
+        """Ask a job to stop. Raises InvalidTransition; with `only_if`, also when it is in another state by now."""
+
+        def step(job: Job) -> Job:
+            if only_if is not None and job.state is not only_if:
+                raise InvalidTransition(f"job {job.id} is {job.state} by now, not {only_if}; it was left alone")
+            return job.asked(wish)
+
+        return self.change(job_id, step)
 
     def retry(self, job_id: str) -> Job:
         """Queue an ended job again, behind all that wait; jobs that were cancelled because of it wait again where they stood.
@@ -536,11 +587,75 @@ class Store:
 
     def beat(self, rig: str, facts: Mapping[str, Any]) -> None:
         """The daemon lives."""
-        self.redis.set(f"{P}beat:{rig}", json.dumps(facts), ex=BEAT_TTL_S)
+        seconds, micros = self.redis.time()
+        with self.redis.pipeline() as pipe:
+            pipe.set(f"{P}beat:{rig}", json.dumps(facts), ex=BEAT_TTL_S)
+            pipe.zadd(BEATS, {rig: int(seconds) + int(micros) / 1e6})
+            pipe.execute()
 
     def last_beat(self, rig: str) -> dict[str, Any] | None:
         """The daemon's last beat; None when it is older than `BEAT_TTL_S`."""
         return _json(self.redis.get(f"{P}beat:{rig}"))
+
+    def beats(self, rigs: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The last beat of each of these rigs; without those that are silent for longer than `BEAT_TTL_S`."""
+        names = list(rigs)
+        found = self.redis.mget([f"{P}beat:{rig}" for rig in names]) if names else []
+        return {rig: json.loads(beat) for rig, beat in zip(names, found, strict=True) if beat is not None}
+
+    def silences(self) -> dict[str, float]:
+        """Seconds since the last beat of every rig, by the clock of Redis."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(BEATS, 0, -1, withscores=True)
+            (seconds, micros), beats = pipe.execute()
+        now = int(seconds) + int(micros) / 1e6
+        return {_text(rig): now - at for rig, at in beats}
+
+    def forget_rig(self, rig: str) -> None:
+        """A rig that will not come back: its name, its pauses and what is known of its uploads."""
+        paused = [name for name in self.paused() if name == rig or name.startswith(f"{rig}:")]
+        with self.redis.pipeline() as pipe:
+            pipe.hdel(RIGS, rig)
+            pipe.zrem(BEATS, rig)
+            pipe.delete(f"{P}beat:{rig}", inputs_key(rig))
+            if paused:
+                pipe.srem(PAUSED, *paused)
+            self._tell(pipe, "rig", "", {"rig": rig})
+            pipe.execute()
+
+    # -- what the rigs of one queue agree on ------------------------------------------------------------------------------
+
+    def queue_fact(self, name: str, first: str) -> str:
+        """A fact of this queue. Whoever asks first sets it to `first`; everybody gets the same answer."""
+        self.redis.hsetnx(QUEUE, name, first)
+        return _text(cast(bytes, self.redis.hget(QUEUE, name)))
+
+    def set_queue_fact(self, name: str, value: str) -> None:
+        """Change a fact of this queue."""
+        self.redis.hset(QUEUE, name, value)
+
+    def add_inputs(self, rig: str, digests: Iterable[str], *, anew: bool = False) -> None:
+        """These uploads lie on the rig. `anew`: and no others."""
+        found = list(digests)
+        with self.redis.pipeline() as pipe:
+            if anew:
+                pipe.delete(inputs_key(rig))
+            for chunk in _chunks(found, 1_000):
+                pipe.sadd(inputs_key(rig), *chunk)
+            pipe.execute()
+
+    def drop_input(self, rig: str, digest: str) -> None:
+        """The upload does not lie there after all."""
+        self.redis.srem(inputs_key(rig), digest)
+
+    def rigs_with_input(self, digest: str, rigs: Iterable[str]) -> list[str]:
+        """Those of these rigs that are said to have the upload."""
+        names = list(rigs)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for rig in names:
+                pipe.sismember(inputs_key(rig), digest)
+            return [rig for rig, there in zip(names, pipe.execute(), strict=True) if there]
 
     def empty_mailbox(self, rig: str, slot: str) -> None:
         """Forget what RQ knows of a dead worker: its name would be refused for minutes, its entry would be stale."""
@@ -597,6 +712,14 @@ class Store:
         records = self.redis.mget([job_key(job_id) for job_id in job_ids])
         return [Job.from_json(json.loads(record)) for record in records if record is not None]
 
+    def _ranks(self, pipe: Pipeline) -> dict[str, float]:
+        """The rank of every unfinished job. Those that an earlier version left out of the index are looked up."""
+        answer = cast(list[tuple[bytes, float]], pipe.zrange(ORDER, 0, -1, withscores=True))
+        known = {_text(job_id): float(rank) for job_id, rank in answer}
+        ids = [i for state in (State.QUEUED, State.RUNNING) for i in _texts(pipe.zrange(state_key(state), 0, -1))]
+        known |= {job.id: job.rank for job in self._fetch([job_id for job_id in ids if job_id not in known])}
+        return {job_id: known[job_id] for job_id in ids if job_id in known}
+
     def _index_new(self, pipe: Pipeline, jobs: Sequence[Job]) -> None:
         places: dict[str, dict[str, float]] = {}
         children: dict[str, list[str]] = {}
@@ -604,6 +727,8 @@ class Store:
             pipe.set(job_key(job.id), _dumps(job))
             for index in _indexes(job):
                 places.setdefault(index, {})[job.id] = int(job.id)
+            if not job.state.final:
+                places.setdefault(ORDER, {})[job.id] = job.rank
             if job.finished_at is not None:
                 places.setdefault(ENDED, {})[job.id] = job.finished_at
             for parent, _ in job.parents:
@@ -658,6 +783,10 @@ class Store:
             pipe.zrem(index, after.id)
         for index in new - old:
             pipe.zadd(index, {after.id: int(after.id)})
+        if after.state.final:
+            pipe.zrem(ORDER, after.id)
+        elif before.state.final or before.rank != after.rank:
+            pipe.zadd(ORDER, {after.id: after.rank})
         if before.finished_at != after.finished_at:
             if after.finished_at is not None:
                 pipe.zadd(ENDED, {after.id: after.finished_at})
@@ -743,7 +872,8 @@ def _indexes(job: Job) -> Iterator[str]:
         yield f"{JOBS}:tag:{tag}"
 
 
-def _matches(job: Job, state: State | None, kind: str | None, tag: str | None, text: str | None) -> bool:
+def matches(job: Job, state: State | None, kind: str | None, tag: str | None, text: str | None) -> bool:
+    """Whether a filtered list holds it."""
     return (
         (state is None or job.state is state)
         and (kind is None or job.kind == kind)

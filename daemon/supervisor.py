@@ -1,5 +1,6 @@
 """Start the rig's processes and restart what dies, with back-off. Knows nothing of jobs."""
 
+import json
 import logging
 import os
 import signal
@@ -167,6 +168,8 @@ def as_environment(settings: Settings) -> dict[str, str]:
     for name, value in settings.model_dump(exclude_defaults=True).items():
         if name == "window" and not isinstance(value, str):
             continue  # a list or a table can only come from config.toml, which every process reads
+        if name == "tariff":
+            value = json.dumps(value)
         if isinstance(value, tuple):
             value = os.pathsep.join(str(part) for part in value)
         values[PREFIX + name.upper()] = str(value)

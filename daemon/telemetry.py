@@ -8,8 +8,9 @@ substitute where the counter began anew. Both are the GPU boards' alone, within 
 """
 
 import logging
+import math
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 from daemon.energy import LONGEST_STEP_S, EnergyMethod, Reading, Tally, tally, total_energy, with_counters
 from daemon.samples import GpuProcess, Sample, SlotNow, database_path, now_path, unsaved_rows
+from daemon.slowdown import Slowed, slowed_s
+from daemon.tariff import Tariff
 from jobs.rundir import read_json
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,15 @@ class Usage:
     utilization_mean: float | None
     temperature_max_c: float | None
     energy_deviation: float | None = None
+    #: The load that the slots exceeded in one of twenty seconds only.
+    utilization_p95: float | None = None
+    #: How long the slots were slowed down, by the reasons of `daemon.samples.THROTTLING`.
+    throttled_s: Mapping[str, float] | None = None
+    #: When and where the highest temperature was read.
+    temperature_max_at: float | None = None
+    temperature_max_slot: str | None = None
+    #: At the prices of those hours, for the GPU boards alone; None without a tariff.
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,10 @@ class GpuEvent:
     kind: str
     code: int | None
     text: str
+    #: The process that the kernel named, and the job that it belonged to.
+    pid: int | None = None
+    job: str | None = None
+    id: int = 0
 
 
 def latest(home: Path, *, now: float) -> Live:
@@ -105,6 +121,7 @@ def summarize(
     *,
     energy_start: Mapping[str, float] | None = None,
     energy_end: Mapping[str, float] | None = None,
+    tariff: Tariff | None = None,
 ) -> Usage:
     """What a job on these slots used.
 
@@ -113,36 +130,80 @@ def summarize(
     """
     wall_s = max(0.0, end - start) * len(slots)
     tallies: list[Tally] = []
-    inside: list[Reading] = []
+    by_slot: dict[str, list[Reading]] = {}
     for slot in slots:
         rows = _query(home, READINGS, slot, start=start - LONGEST_STEP_S, end=end + LONGEST_STEP_S)
-        readings = [Reading._make(row) for row in rows]
-        inside += [reading for reading in readings if start <= reading.at <= end]
+        by_slot[slot] = readings = [Reading._make(row) for row in rows]
         counters = (energy_start or {}).get(slot), (energy_end or {}).get(slot)
         tallies.append(with_counters(tally(readings, start, end), *counters))
     energy = total_energy(tallies)
-    utils = [reading.util for reading in inside if reading.util is not None]
+    inside = [(slot, r) for slot, readings in by_slot.items() for r in readings if start <= r.at <= end]
+    utils = sorted(reading.util for _, reading in inside if reading.util is not None)
+    warm = [(slot, reading) for slot, reading in inside if reading.temp_c is not None]
+    hottest = max(warm, key=lambda found: found[1].temp_c or 0, default=None)
     return Usage(
         gpu_s=wall_s,
         energy_j=energy.joules if energy else None,
         energy_method=energy.method if energy else None,
         energy_deviation=energy.deviation if energy else None,
         coverage=min(1.0, sum(one.covered_s for one in tallies) / wall_s) if wall_s else 0.0,
-        peak_memory_bytes=max((r.mem_mib << 20 for r in inside if r.mem_mib is not None), default=None),
+        peak_memory_bytes=max((r.mem_mib << 20 for _, r in inside if r.mem_mib is not None), default=None),
         utilization_mean=sum(utils) / len(utils) / 100 if utils else None,
-        temperature_max_c=max((r.temp_c for r in inside if r.temp_c is not None), default=None),
+        utilization_p95=utils[math.ceil(0.95 * len(utils)) - 1] / 100 if utils else None,
+        throttled_s=_throttled_s(by_slot.values(), start, end),
+        temperature_max_c=hottest[1].temp_c if hottest else None,
+        temperature_max_at=hottest[1].at if hottest else None,
+        temperature_max_slot=hottest[0] if hottest else None,
+        cost=_cost(tariff, by_slot.values(), energy.joules, start, end) if tariff and energy else None,
     )
 
 
-def events(home: Path, start: float, end: float, *, slots: Sequence[str] | None = None) -> list[GpuEvent]:
-    """What happened in between, oldest first: to these slots, or when None to all and to the driver."""
-    found = [GpuEvent(*row) for row in _query(home, EVENTS, None, start=start, end=end)]
+def _throttled_s(by_slot: Iterable[Sequence[Reading]], start: float, end: float) -> Mapping[str, float] | None:
+    total: dict[str, float] = {}
+    for readings in by_slot:
+        rows = [Slowed(r.at, r.reasons, r.throttled_ms) for r in readings]
+        for name, seconds in slowed_s(rows, start, end).items():
+            total[name] = total.get(name, 0.0) + seconds
+    return total or None
+
+
+def _cost(
+    tariff: Tariff, by_slot: Collection[Sequence[Reading]], joules: float, start: float, end: float
+) -> float | None:
+    """The energy goes to the hours as the readings tell; its sum is that of the better measure."""
+
+    def used_j(begin: float, until: float) -> float:
+        return sum(tally(readings, begin, until).joules for readings in by_slot)
+
+    if not tariff.known:
+        return None
+    whole_j = used_j(start, end)
+    cost = tariff.cost(start, end, used_j)
+    if cost is None or whole_j <= 0:
+        return None if cost is None or joules > 0 else 0.0
+    return cost * joules / whole_j
+
+
+def events(
+    home: Path, start: float, end: float, *, slots: Sequence[str] | None = None, after: int = 0
+) -> list[GpuEvent]:
+    """What happened in between, oldest first: to these slots, or when None to all and to the driver.
+
+    `after` is the id of an event that is known already.
+    """
+    found = [GpuEvent(*row) for row in _query(home, EVENTS, None, start=start, end=end, after=after)]
     return [event for event in found if slots is None or event.slot in slots]
+
+
+def xid_counts(home: Path) -> list[tuple[str, int, int, float]]:
+    """For each slot and XID: how often it was seen, and when last."""
+    return _query(home, XID_COUNTS, None)
 
 
 # States 0 and 3 are "ok" and "suspect": the others have no readings.
 READINGS = """
-SELECT ts + 0.5, util, mem_mib, temp_c, power_mw, energy_mj FROM recent
+SELECT ts + 0.5, util, mem_mib, temp_c, power_mw, energy_mj, reasons,
+    thr_power_ms, thr_sw_therm_ms, thr_hw_therm_ms, thr_brake_ms FROM recent
 WHERE gid = :gid AND ts BETWEEN :start - 1 AND :end AND state IN (0, 3) ORDER BY ts
 """
 RAW_SERIES = """
@@ -162,8 +223,12 @@ GROUP BY (ts + 59 - :start) / :step ORDER BY ts
 """
 INSERT_TAIL = f"INSERT INTO tail VALUES (?{', ?' * len(Sample._fields)})"  # noqa: S608 - of our own names
 EVENTS = """
-SELECT event.ts, gpu.uuid, source, kind, code, text FROM event LEFT JOIN gpu USING (gid)
-WHERE event.ts >= :start AND event.ts < :end ORDER BY event.ts, event.id
+SELECT event.ts, gpu.uuid, source, kind, code, text, pid, job_id, event.id FROM event LEFT JOIN gpu USING (gid)
+WHERE event.ts >= :start AND event.ts < :end AND event.id > :after ORDER BY event.ts, event.id
+"""
+XID_COUNTS = """
+SELECT gpu.uuid, code, count(*), max(event.ts) FROM event JOIN gpu USING (gid)
+WHERE kind = 'xid' GROUP BY gpu.uuid, code ORDER BY gpu.uuid, code
 """
 
 
@@ -174,23 +239,38 @@ def _rows(
     return _query(home, statement, slot, start=int(start), end=end, step=step_s)
 
 
-def _query(home: Path, statement: str, slot: str | None, **parameters: float) -> list[tuple[Any, ...]]:
-    """Rows of a statement over the tables of `daemon.recorder` and `recent`: `s` with the rows not yet saved."""
+def open_readings(home: Path, slot: str | None) -> tuple[sqlite3.Connection, int | None] | None:
+    """A connection that reads the tables of `daemon.recorder` and `recent`, `s` with the rows not yet saved, and the
+    slot's number there. None when there is no database yet. Raises sqlite3.Error.
+    """
     unsaved = unsaved_rows(read_json(now_path(home)) or {})  # first, as rows go from there into the database
     path = database_path(home)
     if not path.exists():
-        return []
+        return None
+    database = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+    )
     try:
-        with closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-        ) as database:
-            database.execute("BEGIN")  # one state of the database for the overlay and the statement
-            _overlay(database, unsaved)
+        database.execute("BEGIN")  # one state of the database for the overlay and the statement
+        _overlay(database, unsaved)
+        return database, _gid(database, slot)
+    except sqlite3.Error:
+        database.close()
+        raise
+
+
+def _query(home: Path, statement: str, slot: str | None, **parameters: float) -> list[tuple[Any, ...]]:
+    """Rows of a statement over what `open_readings` opens."""
+    try:
+        opened = open_readings(home, slot)
+        if opened is None:
+            return []
+        with closing(opened[0]) as database:
             # The number, as SQLite would read the whole of `recent` to compare it with a subquery's.
-            return database.execute(statement, {"gid": _gid(database, slot), **parameters}).fetchall()
+            return database.execute(statement, {"gid": opened[1], **parameters}).fetchall()
     except sqlite3.Error as error:
         # Telemetry tells of the work and is no condition of it: a job must end well on a broken database, too.
-        log.warning("%s cannot be read (%s)", path, error, extra={"action": "telemetry_unreadable"})
+        log.warning("%s cannot be read (%s)", database_path(home), error, extra={"action": "telemetry_unreadable"})
         return []
 
 

@@ -75,6 +75,7 @@ def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
         _evaluate(trainer)
     metrics = _metrics(run, rows, resumed, total)
     tokens = trainer.recorder.memory.num_tokens - tokens_before
+    metrics["tokens"] = trainer.recorder.memory.num_tokens or None  # of all attempts: the count goes on after a resume
     metrics["tokens_per_s"] = round(tokens / trained_s, 1) if trained_s and tokens else None
     run.phase("saving", step=total, total=total)
     _leave_adapter(run, trainer.model, tokenizer, rows, metrics)

@@ -337,10 +337,16 @@ class Job:
         """A waiting job's plan facts or its document change (priority, window, held, spec...)."""
         self._need(State.QUEUED, "edited")
         allowed = {"name", "tags", "priority", "rank", "gpus", "after", "not_before", "window", "held",
-                   "max_runtime_s", "max_attempts", "spec"}  # fmt: skip
+                   "max_runtime_s", "max_attempts", "spec", "next_fields", "vram_bytes", "estimate"}  # fmt: skip
         if unknown := set(changes) - allowed:
             raise ValueError(f"no step changes {sorted(unknown)}")
         return replace(self, **changes)
+
+    def moved(self, *, rank: float) -> Self:
+        """Another rank: where it stands in the queue, or will stand when it comes back to it."""
+        if self.state.final:
+            raise InvalidTransition(f"job {self.id} is {self.state}, it has no place in the queue")
+        return replace(self, rank=rank)
 
     # -- inside ---------------------------------------------------------------------------------------------------------
 
@@ -430,6 +436,12 @@ def dependency(text: str) -> tuple[str, Condition]:
 def rank_of(priority: Priority, sequence: int) -> float:
     """Where a new job stands in the queue: by priority, then first come."""
     return list(Priority).index(priority) * RANKS_PER_PRIORITY + sequence
+
+
+def priority_of(rank: float) -> Priority:
+    """Whose rank this is: those of one priority lie around `rank_of(priority, 0)`, on both sides of it."""
+    at = round(rank / RANKS_PER_PRIORITY)
+    return list(Priority)[min(max(at, 0), len(Priority) - 1)]
 
 
 def outcome_from_json(record: Mapping[str, Any]) -> Outcome:

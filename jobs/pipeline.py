@@ -63,6 +63,19 @@ def numbered(spec: Spec, first: int) -> Spec:
     return spec.model_copy(update=changes)
 
 
+def alone(document: Document) -> Document:
+    """The document without waiting for others of its batch: for a rig that is asked about it and does not know them."""
+    after = document.get("after")
+    if not isinstance(after, list):
+        return document
+    known = [
+        text
+        for text in after
+        if not str(text).rpartition(":")[2].isdigit() or place_of(str(text).rpartition(":")[2]) is None
+    ]
+    return {**document, "after": known}
+
+
 def place_of(job_id: str) -> int | None:
     """Where in its batch a job with a provisional number stands; None for a real number."""
     number = int(job_id)

@@ -86,6 +86,7 @@ class JobSpec(_Document):
     tags: tuple[Tag, ...] = Field((), max_length=16, description="Labels to filter by.")
     gpus: int = Field(1, ge=1, le=64, description="How many GPUs of one rig it needs at once.")
     vram_gib: PositiveFloat | None = Field(None, le=10_000, description="Memory that it needs on each GPU, GiB; estimated or learned when left out.")  # fmt: skip
+    rig: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Run on this rig only, where several share a queue.")  # fmt: skip
     priority: Priority = Field(Priority.NORMAL, description="high, normal or backlog.")
     after: tuple[Dependency, ...] = Field((), max_length=64, description='Jobs to wait for: "141" must succeed, "ended:141" only end, "failed:141" fail.')  # fmt: skip
     not_before: Moment | None = Field(None, description="Not before this moment (ISO 8601 with offset).")

@@ -20,6 +20,7 @@ from jobs.run import Order
 from jobs.rundir import RunDir, run_dir, write_json
 from jobs.spec import RECIPES
 from workers import child
+from workers.arrivals import bring_inputs, missing
 from workers.keeper import Keeper
 from workers.warm import WarmStart
 
@@ -51,15 +52,25 @@ def run_attempt(job_id: str, fence: int) -> None:
         return
     folder = run_dir(settings.runs, job_id)
     try:
+        if settings.redis_url is not None and missing(job, settings) and not bring_inputs(job, folder, settings, store):
+            return
         order = prepare(folder, job, settings, store)
         environment = _environment(order, job, settings, store)
+    except InvalidTransition as error:
+        log.info("job %s went to somebody else while its data came: %s", job_id, error)
+        return
     except (OSError, ValueError, KeyError) as error:
         leave_bad_start(folder, job, error)
         return
     # a command's driver is light: it is forked even from a worker that has not preloaded
     warm = job.kind not in RECIPES or (warm_start.ready and job.gpus == 1)
+    try:
+        leased_at = renew_lease(job, settings, store) if settings.redis_url is not None else time.monotonic()
+    except InvalidTransition as error:
+        log.info("job %s went to somebody else before it started: %s", job_id, error)
+        return
     process = child.start(folder, environment, warm=warm)
-    Keeper(store, settings, job, folder, process).keep()
+    Keeper(store, settings, job, folder, process, leased_at=leased_at).keep()
 
 
 def prepare(folder: RunDir, job: Job, settings: Settings, store: Store) -> Order:
@@ -80,6 +91,17 @@ def prepare(folder: RunDir, job: Job, settings: Settings, store: Store) -> Order
     order.write(folder)
     write_json(folder.state, job.to_json(), durable=False)  # the queue has it; `settle` leaves the last word
     return order
+
+
+def renew_lease(job: Job, settings: Settings, store: Store) -> float:
+    """Renew it; the monotonic moment from which it counts. Raises InvalidTransition when the run is not ours any more."""
+
+    def call() -> float:
+        began = time.monotonic()
+        store.renew(job.id, fence=job.fence, progress=None, lease_s=settings.lease_s)
+        return began
+
+    return until_answered(call)
 
 
 def leave_bad_start(folder: RunDir, job: Job, error: Exception) -> None:

@@ -21,6 +21,7 @@ from jobs.outcome import Exit, StoppedFor
 from jobs.process import oom_kills
 from jobs.rundir import RunDir, read_json, write_json
 from jobs.spec import RECIPES
+from workers import fence
 from workers.child import Child, Ended
 from workers.watchdog import Watchdog
 
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 
 #: How often wishes and limits are looked at.
 TICK_S = 0.25
-#: With a queue of several rigs: end the run this long before others may take it for lost.
-SELF_FENCE_MARGIN_S = 5.0
 #: What hangs seldom saves: a short grace.
 HANG_GRACE_S = 10.0
 
@@ -45,6 +44,7 @@ class Keeper:
         folder: RunDir,
         child: Child,
         *,
+        leased_at: float | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ):
         self._store, self._settings, self._job, self._folder, self._child = store, settings, job, folder, child
@@ -58,6 +58,11 @@ class Keeper:
         self._oom_kills = oom_kills()
         # a command tells no progress: only its own limit says how long it may take
         self._watchdog = Watchdog(settings.hang_after_s, self._started) if job.kind in RECIPES else None
+        # an embedded Redis serves this rig only: nobody else can take the run, so it goes on without it
+        shared = settings.redis_url is not None and settings.self_fence
+        self._fence = fence.SelfFence(child.handle, job.fence, folder, settings.lease_s) if shared else None
+        if self._fence is not None and leased_at is not None:
+            self._fence.renewed(leased_at)
 
     def keep(self) -> Exit:
         """Return when the child has ended; exit.json is written then."""
@@ -72,6 +77,10 @@ class Keeper:
                 self._stop(StoppedFor.NOT_OURS, str(error), now, grace_s=0.0)
             except redis.RedisError as error:
                 self._without_redis(now, error)
+        if self._fence is not None:
+            self._fence.stop()
+            if self._fence.fired and self._stopped_for is None:
+                self._stopped_for, self._reason = StoppedFor.NOT_OURS, fence.REASON
         return self._leave(self._child.wait())
 
     def _talk(self, now: float) -> None:
@@ -82,6 +91,8 @@ class Keeper:
                 self._job.id, fence=self._job.fence, progress=progress, lease_s=self._settings.lease_s
             )
             self._told, self._renewed = progress, now
+            if self._fence is not None:
+                self._fence.renewed(now)
         else:
             job = self._store.get(self._job.id)
             if job.fence != self._job.fence or job.owner != self._job.owner:
@@ -127,13 +138,9 @@ class Keeper:
         self._stopped_for, self._reason = why, reason
 
     def _without_redis(self, now: float, error: redis.RedisError) -> None:
-        # An embedded Redis serves this rig only, so nobody else can take the run: training goes on. A shared one may give
-        # it to another rig once the lease has run out.
         if self._asked < now - 10:
             log.warning("job %s goes on without Redis: %s", self._job.id, error)
             self._asked = now
-        if self._settings.redis_url and now - self._renewed > self._settings.lease_s - SELF_FENCE_MARGIN_S:
-            self._stop(StoppedFor.NOT_OURS, "Redis was away for longer than the lease.", now, grace_s=0.0)
 
     def _leave(self, ended: Ended) -> Exit:
         told = Exit(

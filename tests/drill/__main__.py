@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent)]  # for the fake NVIDIA driver
 
 from compare import as_table, compare  # noqa: E402
-from night import UNFINISHED, drill  # noqa: E402
+from night import UNFINISHED, drill, night_with_ten_faults  # noqa: E402
 from recipes import drill_recipes  # noqa: E402
 from report import as_json, as_text, restart_text, sums  # noqa: E402
 from restart import measure  # noqa: E402
@@ -48,6 +48,9 @@ def main() -> int:
         action="store_true",
         help="instead: from a kill of everything to the resumed job, with 1,000 queued",
     )
+    parser.add_argument(
+        "--night", action="store_true", help="instead: ten faults, and a page that tells of them (on stdout)"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a rig is ended with its drill
     began = time.monotonic()
@@ -65,6 +68,12 @@ def main() -> int:
     if options.restart:
         print(restart_text(measure(trials=10)), flush=True)
         return 0
+    if options.night:
+        result, page = night_with_ten_faults(
+            seed=options.seed, say=lambda text: print(text, file=sys.stderr, flush=True)
+        )
+        print(page, flush=True)
+        return 1 if result.violations else 0
     print(f"seed {options.seed}", flush=True)
     limits: dict[str, Any] = {
         "faults": options.faults,

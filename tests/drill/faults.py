@@ -6,9 +6,12 @@ Every kind registers itself with `kind`; `queue_faults.py` and `trouble.py` add 
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from rig import Handle
 from scene import Hit, Scene, Skip
+
+from daemon import process_tree
 
 Fault = Callable[[Scene], Hit]
 KINDS: dict[str, Fault] = {}
@@ -162,12 +165,23 @@ def stopped_and_started(scene: Scene) -> Hit:
     before_it_began = time.monotonic() - scene.rig.started_at < IMPORTS_S
     code = scene.rig.stop(tend=scene.do_due)
     if before_it_began and code == -signal.SIGTERM:
-        return restarted(scene, "SIGTERM while Python still loaded, then a start", jobs)
+        return _stopped_before_it_began(scene, jobs)
     if code != 0:
         scene.violation(f"the daemon stopped with status {code}")
     if left := scene.rig.everything():
         scene.violation(f"after a stop {len(left)} process(es) of the rig live on")
     return restarted(scene, "SIGTERM, then a start", jobs)
+
+
+def _stopped_before_it_began(scene: Scene, jobs: tuple[str, ...]) -> Hit:
+    """It had no handler yet and ends by the signal. What a life before it left is then the next one's to find and end."""
+    left = set(scene.rig.everything()) - set(scene.rig.redis_pids())
+    hit = restarted(scene, f"SIGTERM while Python still loaded, with {len(left)} process(es) of the life before", jobs)
+
+    def over() -> float | bool | None:
+        return None if any(map(process_tree.is_alive, left)) else hit.recovered()
+
+    return replace(hit, recovered=over)
 
 
 def restarted(scene: Scene, what: str, jobs: tuple[str, ...]) -> Hit:

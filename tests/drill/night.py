@@ -3,7 +3,7 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,8 @@ from faults import KINDS
 from ledger import Ledgers
 from rig import Rig, Trouble
 from scene import Hit, Impossible, Scene, Skip
-from user import NoAnswer
+from timeline import CALM_S, NIGHT, Struck, page
+from user import Json, NoAnswer
 from workload import Workload
 
 assert queue_faults.__name__ and trouble.__name__  # imported for what they register
@@ -34,6 +35,7 @@ SETTINGS = {
 }
 SLOTS = 3
 UNFINISHED = 7
+NIGHT_UNFINISHED, NIGHT_LIMIT_S = 4, 400.0
 PAUSE_S = (0.1, 0.7)
 #: Share of faults that strike while the one before is not over.
 DOUBLE = 0.2
@@ -72,10 +74,21 @@ class Result:
 class Night:
     """One drill."""
 
-    def __init__(self, scene: Scene, result: Result, *, unfinished: int = UNFINISHED, only: list[str] | None = None):
-        self._scene, self._result = scene, result
+    def __init__(
+        self,
+        scene: Scene,
+        result: Result,
+        *,
+        unfinished: int = UNFINISHED,
+        kinds: Sequence[str] = tuple(KINDS),
+        calm: bool = False,
+    ):
+        self._scene, self._result, self._calm = scene, result, calm
         self._checker = Checker(scene)
-        self._kinds = [name for name in KINDS if not only or any(word in name for word in only)]
+        self._began = time.time()
+        self._struck: list[Struck] = []
+        self._gpus: list[Json] = []
+        self._kinds = list(kinds)
         self._deck: list[str] = []
         self._open: list[tuple[str, Hit, float]] = []
         self._unfinished, self._keep_unfinished = 0, unfinished
@@ -85,12 +98,28 @@ class Night:
         """Hurt the rig so many times, or for so long."""
         rng, deadline = self._scene.rng, time.monotonic() + limit_s
         while sum(self._result.faults.values()) < faults and time.monotonic() < deadline and not self._scene.violations:
-            self._tend_for(rng.uniform(*PAUSE_S))
+            self._tend_for(rng.uniform(*(CALM_S if self._calm else PAUSE_S)))
+            at = time.time()
             struck = self._strike_once()
-            if struck is not None and rng.random() >= DOUBLE:
-                self._wait_recovered(*struck)
+            if struck is not None and (self._calm or rng.random() >= DOUBLE):
+                over_at = self._wait_recovered(*struck)
+                self._struck.append(Struck(at, *struck, over_at))
             elif struck is not None:
                 self._open.append((*struck, time.monotonic() + SHARED_RECOVERY_LIMIT_S))
+
+    def page(self) -> str:
+        """The night as a page, after its end."""
+        scene = self._scene
+        return page(
+            began=self._began,
+            seed=self._result.seed,
+            struck=self._struck,
+            jobs=self._checker.jobs,
+            gpus=self._gpus,
+            ledgers=scene.ledgers,
+            violations=scene.violations,
+            disk=self._result.disk,
+        )
 
     def finish(self) -> None:
         """Heal everything, wait for every job's end, and judge."""
@@ -108,6 +137,7 @@ class Night:
         self._settle()
         self._checker.judge()
         self._note_jobs()
+        self._gpus = scene.rig.user.get("/gpus")["gpus"]
         if (code := scene.rig.stop(tend=scene.do_due)) != 0:
             scene.violation(f"the daemon stopped with status {code}")
         self._checker.after_the_stop()
@@ -115,7 +145,7 @@ class Night:
     # -- faults -------------------------------------------------------------------------------------------------------------
 
     def _strike_once(self) -> tuple[str, Hit] | None:
-        if self._scene.rng.random() < SUBMITTED_INTO_A_FAULT:
+        if not self._calm and self._scene.rng.random() < SUBMITTED_INTO_A_FAULT:
             self._submit_blindly()
         for _ in range(len(self._kinds)):
             if not self._deck:
@@ -135,7 +165,8 @@ class Night:
             return name, hit
         return None
 
-    def _wait_recovered(self, name: str, hit: Hit) -> None:
+    def _wait_recovered(self, name: str, hit: Hit) -> float | None:
+        """Wait until the rig is over it. Returns when it was, if that measures anything."""
         alone = not self._open
         deadline = max(time.time(), hit.at) + RECOVERY_LIMIT_S
         while not (over := hit.recovered()):
@@ -143,13 +174,14 @@ class Night:
             if time.time() > deadline:
                 self._scene.violation(f"{name} ({hit.what}): not over after {RECOVERY_LIMIT_S:.0f} s")
                 self._scene.say(self._checker.situation())
-                return
+                return None
             time.sleep(0.01)
         if over is not True and alone:
             self._result.resumed_s.setdefault(name, []).append(max(0.0, over - hit.at))
             self._scene.say(f"       over after {max(0.0, over - hit.at):.2f} s")
         if alone and hit.unhurt:
             self._check_unhurt(name, hit)
+        return None if over is True else max(hit.at, over)
 
     def _check_unhurt(self, name: str, hit: Hit) -> None:
         until = max(time.time(), hit.at) + UNHURT_FOR_S
@@ -160,7 +192,10 @@ class Night:
         for job in hit.unhurt:
             if expected[job].sort == "pauses" or expected[job].retried:
                 continue  # these start again by themselves
-            if self._scene.ledgers.starts(job, after=hit.at):
+            starts = self._scene.ledgers.starts(job, after=hit.at)
+            if starts and expected[job].was_asked(self._scene.ledgers, before=starts[0].at):
+                continue  # an earlier call of the owner's, answered or not
+            if starts:
                 self._scene.violation(f"{name} ({hit.what}) made {job} start again")
                 self._scene.say(self._checker.evidence_of(job))
 
@@ -268,11 +303,12 @@ def drill(
     unfinished: int = UNFINISHED,
     only: list[str] | None = None,
 ) -> Result:
-    """One whole drill."""
+    """One whole drill; `only`: words, one of which is in the name of every kind of fault."""
+    kinds = [name for name in KINDS if not only or any(word in name for word in only)]
     began = time.monotonic()
     with scene_of(seed=seed, gpus=gpus, say=say) as scene:
         result = Result(seed, gpus, scene.disk.kind, violations=scene.violations)
-        night = Night(scene, result, unfinished=unfinished, only=only)
+        night = Night(scene, result, unfinished=unfinished, kinds=kinds)
         try:
             night.strike(faults, limit_s)
             night.finish()
@@ -280,6 +316,16 @@ def drill(
             scene.violation(f"the drill could not go on: {error}")
         result.wall_s = time.monotonic() - began
     return result
+
+
+def night_with_ten_faults(*, seed: int, say: Callable[[str], None]) -> tuple[Result, str]:
+    """Ten faults of ten kinds, one after the other, and the page that tells of them."""
+    with scene_of(seed=seed, gpus=True, say=say) as scene:
+        result = Result(seed, True, scene.disk.kind, violations=scene.violations)
+        night = Night(scene, result, unfinished=NIGHT_UNFINISHED, kinds=NIGHT, calm=True)
+        night.strike(len(NIGHT), NIGHT_LIMIT_S)
+        night.finish()
+        return result, night.page()
 
 
 @contextmanager

@@ -113,13 +113,8 @@ def gpu_lost(scene: Scene) -> Hit:
             rig.user.post(f"/gpus/{victim.slot}/resume")
         except NoAnswer:
             scene.after(0.5, resume)
-        except Refused as error:
-            if error.status != 404:
-                raise
-            # the daemon started while the card was away and does not know it: after the repair its owner starts it again
-            scene.rig.kill_daemon()
-            scene.rig.start()
-            scene.after(1.0, resume)
+        except Refused as error:  # a daemon that started while the card was away must know it, too
+            scene.violation(f"{victim.slot} cannot be resumed: {error}")
 
     try:
         until(known, within_s=6.0, what="the sampler sees that the GPU is lost")
@@ -135,8 +130,8 @@ def gpu_lost(scene: Scene) -> Hit:
 @kind("cancelled")
 def cancelled(scene: Scene) -> Hit:
     job_id, name, state = _some_job(scene)
+    scene.workload.expected[name].states.add("cancelled")  # before: the call may be carried out and not answered
     _ask(scene, f"/jobs/{job_id}/cancel")
-    scene.workload.expected[name].states.add("cancelled")
     return Hit(f"{name} while it was {state}")
 
 
@@ -144,9 +139,9 @@ def cancelled(scene: Scene) -> Hit:
 def retried(scene: Scene) -> Hit:
     job_id, name, state = _some_job(scene)
     expected = scene.workload.expected[name]
-    _ask(scene, f"/jobs/{job_id}/cancel")
     expected.states.add("cancelled")
     expected.retried = True
+    _ask(scene, f"/jobs/{job_id}/cancel")
 
     def again() -> None:
         try:
@@ -168,7 +163,7 @@ def preempted(scene: Scene) -> Hit:
     victim = scene.victim()
     job_id = _id_of(scene, victim.job)
     resumed = scene.starts_again(victim.job, after=time.time())
-    at = time.time()
+    at = scene.workload.expected[victim.job].asked_at = time.time()
     _ask(scene, f"/jobs/{job_id}/preempt")
     return Hit(f"{victim.job}", at, resumed)
 

@@ -40,6 +40,8 @@ class Expected:
     states: set[str] = field(default_factory=set)
     #: Somebody queued it again after its end.
     retried: bool = False
+    #: When the owner last asked it to stop, whether or not the call was answered.
+    asked_at: float = -1.0
 
     @property
     def flags(self) -> list[str]:
@@ -51,6 +53,12 @@ class Expected:
             *(["--pauses", str(self.pauses_at)] if self.pauses_at else []),
             *(["--fails", str(self.fails_at)] if self.fails_at else []),
         ]
+
+    def was_asked(self, ledgers: Ledgers, *, before: float) -> bool:
+        """Whether its start at this moment is the one that follows the owner's call: a stubborn job takes its grace first."""
+        return 0.0 < self.asked_at < before and not any(
+            self.asked_at < line.at < before for line in ledgers.starts(self.name)
+        )
 
     def stops_after(self, step: int) -> bool:
         """Whether its program ends by itself after this step."""

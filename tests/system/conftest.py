@@ -28,7 +28,7 @@ class Rig:
     def __init__(self, settings: Settings, environment: Mapping[str, str]):
         self.settings, self.environment = settings, environment
         self.daemon: subprocess.Popen[bytes] | None = None
-        self.store = Store(connect(str(redis_server.socket_path(settings))))
+        self.store = Store(connect(redis_server.address(settings)))
 
     # -- its life
 
@@ -52,7 +52,8 @@ class Rig:
             self.daemon.kill()
             self.daemon.wait()
         process_tree.kill_marked(MARK, mark(self.settings))
-        redis_server.start(self.settings).stop()
+        if self.settings.redis_url is None:
+            redis_server.start(self.settings).stop()
 
     # -- what its user does
 

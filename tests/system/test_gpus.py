@@ -92,6 +92,29 @@ def test_a_job_moves_off_a_gpu_that_fails_under_it(make_rig: Any, fake_nvml: Any
     assert f"rig:{card}" in rig.store.paused()
 
 
+def test_a_gpu_that_is_away_while_the_daemon_starts_gets_jobs_again_when_it_is_back(
+    make_rig: Any, fake_nvml: Any
+) -> None:
+    rig, fake = gpu_rig(make_rig, fake_nvml, "3090", "3090")
+    until(lambda: rig.store.rigs().get("rig"), evidence=rig.evidence)
+    cards = uuids(rig)
+    assert rig.stop() == 0
+    fake.lose(1)
+    rig.start()
+    alone, both = rig.count(1, 0.01), rig.count(1, 0.01, gpus=2)
+    assert rig.until_ended(alone).attempts[-1].slots == (cards[0],)
+    assert uuids(rig) == cards
+    facts = Ledger(rig.store).facts(time.time(), rig.settings)
+    assert explain(facts, rig.job(both)) == "needs 2 GPUs; GPU 1 is lost"
+    fake.recover(1)
+    os.kill(_sampler(rig), signal.SIGKILL)  # the next one looks at once, not at its next round in 30 s
+    assert rig.until_ended(both).state is State.SUCCEEDED
+
+
+def _sampler(rig: Any) -> int:
+    return int(next(pid for pid, line in rig.processes().items() if "daemon.sampler" in line))
+
+
 def test_a_full_disk_holds_the_queue_and_never_fails_a_job(make_rig: Any) -> None:
     rig = make_rig(disk_floor_bytes=10**18)
     job = rig.count(1, 0.01)

@@ -60,6 +60,7 @@ STEPS: dict[str, Step] = {
     "cancel wished": lambda job: job.asked(CANCEL),
     "preemption wished": lambda job: job.asked(PREEMPT),
     "edited": lambda job: job.edited(priority=Priority.HIGH),
+    "moved": lambda job: job.moved(rank=0.5),
     "retried": lambda job: job.retried(rank=9.0),
 }
 Q, R, S, F, C = State.QUEUED, State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED
@@ -78,6 +79,7 @@ TABLE: dict[str, dict[str, State | None]] = {
     "cancel wished":     dict(zip(STATES, (C, C, R, REFUSED, REFUSED, C), strict=True)),
     "preemption wished": dict(zip(STATES, (Q, Q, R, REFUSED, REFUSED, REFUSED), strict=True)),
     "edited":            dict(zip(STATES, (Q, Q, REFUSED, REFUSED, REFUSED, REFUSED), strict=True)),
+    "moved":             dict(zip(STATES, (Q, Q, R, REFUSED, REFUSED, REFUSED), strict=True)),
     "retried":           dict(zip(STATES, (REFUSED, REFUSED, REFUSED, REFUSED, Q, Q), strict=True)),
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.rig import NoSuchSlot, Slot, choose_slots
+from daemon.rig import ABSENT_KEPT_S, NoSuchSlot, Slot, choose_slots, with_absent
 from daemon.settings import InvalidSettings, load
 from daemon.supervisor import as_environment
 
@@ -56,3 +56,16 @@ def test_slots_are_every_gpu_or_two_cpu_slots_or_what_was_asked_for() -> None:
 def test_a_slot_that_is_not_there_is_refused_with_what_is(setting: str) -> None:
     with pytest.raises(NoSuchSlot, match="slots"):
         choose_slots(setting, GPUS)
+
+
+def test_a_gpu_that_was_there_before_is_missed_and_not_replaced_by_a_cpu_slot() -> None:
+    slots = choose_slots("auto", with_absent([], GPUS, now=10.0))
+    assert [(slot.id, slot.absent_since) for slot in slots] == [("GPU-a", 10.0), ("GPU-b", 10.0)]
+    assert choose_slots("GPU-b", with_absent(GPUS[:1], GPUS, now=10.0))[0].absent_since == 10.0
+    assert with_absent(GPUS, slots, now=20.0) == list(GPUS)
+
+
+def test_a_gpu_that_stays_away_is_forgotten_after_a_week() -> None:
+    missed = with_absent([], GPUS, now=10.0)
+    assert [slot.absent_since for slot in with_absent([], missed, now=9.0 + ABSENT_KEPT_S)] == [10.0, 10.0]
+    assert with_absent([], missed, now=11.0 + ABSENT_KEPT_S) == []

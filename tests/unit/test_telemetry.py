@@ -215,11 +215,11 @@ def test_a_minute_has_the_time_throttled_in_it(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     recorder.know(Identity(GPU, "NVIDIA GeForce RTX 3090"))
     for second in range(121):
-        recorder.add(GPU, sample(second, reasons=4), (second * 500_000_000, 7, None, 0))
+        recorder.add(GPU, sample(second, reasons=4, thr_power_ms=second * 500, thr_sw_therm_ms=7, thr_brake_ms=0))
         if second % 10 == 0:
             recorder.save(now=T0 + second)
     rows = recorder._database.execute("SELECT thr_power_ms, thr_sw_therm_ms, thr_hw_therm_ms, reasons_or FROM s60")
-    assert rows.fetchall() == [(30_000, 0, None, 4), (30_000, 0, None, 4)]
+    assert rows.fetchall() == [(29_500, 0, None, 4), (30_000, 0, None, 4)]
 
 
 def test_a_minute_that_a_killed_sampler_began_is_summarised_by_the_next(tmp_path: Path) -> None:
