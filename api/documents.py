@@ -14,9 +14,9 @@ from typing import Any
 from fastapi import Request
 
 from api.problems import ApiError
+from jobs.expansion import Expansion, expand
 from jobs.pipeline import linked
 from jobs.spec import INPUT_REFERENCE, FieldError, InvalidSpec
-from jobs.sweep import Expansion, expand
 
 MAX_DEPTH = 32
 #: Larger ones break the programs that read them again.

@@ -14,8 +14,7 @@ from typing import Any
 
 from api.cli.fields import DocumentError
 from api.client import Client, digest_of
-from jobs import data
-from jobs import sweep as sweeps
+from jobs import data, expansion
 from jobs.pipeline import linked
 from jobs.spec import INPUT_REFERENCE, FieldError, InvalidSpec, parse
 
@@ -62,7 +61,7 @@ def check(body: Json) -> None:
             _check(document, f"jobs.{number}." if len(body["jobs"]) > 1 else "")
     else:
         try:
-            sweeps.check(body.get("base"), body.get("sweep"))
+            expansion.check(body.get("base"), body.get("sweep"))
         except InvalidSpec as error:
             raise _refused(error, "") from None
 

@@ -10,10 +10,10 @@ from attempts import curve, finish, log, run_folder
 
 from jobs import demo_model
 from jobs.data import check_prompts, check_training
+from jobs.expansion import expand
 from jobs.pipeline import linked, numbered
 from jobs.rundir import RunDir, read_json_lines
 from jobs.spec import parse
-from jobs.sweep import expand
 
 EXAMPLES = Path(__file__).parents[2] / "deploy/examples"
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.expansion import Expansion, check, expand
 from jobs.sampling import Range
 from jobs.spec import InvalidSpec, parse
-from jobs.sweep import Expansion, check, expand
 
 BASE = {"kind": "finetune", "model": "m", "data": "/d", "lora": {"r": 4, "lora_alpha": 8}}
 COMMAND = {"kind": "command", "argv": ["train", "--lr", "1"], "env": {"A": "1"}}
