@@ -20,19 +20,23 @@ from api import (
     routes_rig,
     routes_rigs,
     routes_runs,
+    routes_sweeps,
     routes_telemetry,
 )
 from api.auth import Authenticated, Keys, Throttle, keep_token
 from api.context import Context
-from api.documents import MAX_BATCH, MAX_SWEEP
+from api.documents import MAX_BATCH
 from api.elsewhere import Elsewhere, HeldElsewhere
 from api.guard import Guard
 from api.hub import Hub
 from api.problems import documented, install
+from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.settings import Settings
 from daemon.store import Store
+from jobs.pipeline import LOCAL_ID
 from jobs.spec import KINDS
+from jobs.sweep import SWEEP_DESCRIPTION, sweep_properties
 
 DESCRIPTION = """Jobs for a GPU rig that works while its owner sleeps.
 
@@ -71,7 +75,9 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         redirect_slashes=False,  # a path that is not ours is nothing, whatever it ends with
     )
     app.state.settings, app.state.store, app.state.hub, app.state.ledger = settings, store, hub, ledger
-    app.state.context = Context(settings, store, ledger, hub, keys, Throttle(), now, elsewhere)
+    app.state.context = Context(
+        settings, store, ledger, hub, keys, Throttle(), now, elsewhere, Tables(store, settings.runs)
+    )
     install(app)
 
     async def hand_on(request: Request, error: Exception) -> Response:
@@ -81,6 +87,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     app.add_exception_handler(HeldElsewhere, hand_on)
     for routes in (
         routes_jobs,
+        routes_sweeps,
         routes_runs,
         routes_events,
         routes_inputs,
@@ -123,8 +130,12 @@ def document_schemas() -> dict[str, Any]:
     models = [(model, "validation") for model in KINDS.values()]
     _, schema = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     refs = {kind: f"#/components/schemas/{model.__name__}" for kind, model in KINDS.items()}
-    job = {"$ref": "#/components/schemas/JobDocument"}
-    grid = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "array", "minItems": 1}}
+    member = {
+        "type": "object",
+        "description": "A job document. It may have a local `id`, by which others name it: `after: [ID]`, `job:ID`.",
+        "required": ["kind"],
+        "properties": {"id": {"type": "string", "pattern": f"^{LOCAL_ID.pattern}$"}, "kind": {"enum": list(KINDS)}},
+    }
     return {
         **schema["$defs"],
         "JobDocument": {
@@ -133,14 +144,21 @@ def document_schemas() -> dict[str, Any]:
         },
         "BatchDocument": {
             "oneOf": [
-                _object({"jobs": {"type": "array", "items": job, "minItems": 1, "maxItems": MAX_BATCH}}),
+                _object({"jobs": {"type": "array", "items": member, "minItems": 1, "maxItems": MAX_BATCH}}),
                 _object(
                     {
                         "base": {"type": "object", "description": "A job document, without the fields of the sweep."},
-                        "sweep": {**grid, "description": f"Field -> values; at most {MAX_SWEEP} combinations."},
+                        "sweep": {"$ref": "#/components/schemas/SweepDocument"},
                     }
                 ),
             ]
+        },
+        "SweepDocument": {
+            "type": "object",
+            "description": SWEEP_DESCRIPTION,
+            "minProperties": 1,
+            "properties": sweep_properties(),
+            "additionalProperties": {"type": "array", "minItems": 1},
         },
         "JobChanges": {
             "type": "object",

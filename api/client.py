@@ -121,6 +121,24 @@ class Client:
         """Delete an ended job and its run folder."""
         self._call("DELETE", f"/jobs/{_part(job_id)}")
 
+    # -- sweeps -----------------------------------------------------------------------------------------------------
+
+    def sweeps(self, **filters: Any) -> Json:
+        """One page, newest first: `{"sweeps": [...], "next": cursor or None}`. Filters: limit, cursor."""
+        return self._json("GET", "/sweeps", params={k: v for k, v in filters.items() if v is not None})
+
+    def sweep(self, sweep_id: str) -> Json:
+        """A sweep's result: `rows` with each job's point and metrics, the best first; `best`."""
+        return self._json("GET", f"/sweeps/{_part(sweep_id)}")
+
+    def sweep_csv(self, sweep_id: str) -> str:
+        """The same as CSV."""
+        return self._call("GET", f"/sweeps/{_part(sweep_id)}/table.csv").content.decode()
+
+    def cancel_sweep(self, sweep_id: str) -> Json:
+        """Ask all of its jobs that wait or run to stop: `{"asked": how many}`."""
+        return self._json("POST", f"/sweeps/{_part(sweep_id)}/cancel")
+
     # -- what a job leaves -------------------------------------------------------------------------------------------
 
     def log(self, job_id: str, *, tail: int) -> tuple[str, int]:

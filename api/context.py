@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from api.auth import ASKED_BY_RIG, Keys, Throttle
 from api.elsewhere import Elsewhere, HeldElsewhere
 from api.hub import Hub
+from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.plan import Facts
 from daemon.settings import Settings
@@ -31,6 +32,7 @@ class Context:
     throttle: Throttle
     now: Callable[[], float]
     elsewhere: Elsewhere
+    tables: Tables
     #: Another rig asks: the answer is about this one only.
     asked_by_rig: bool = False
 

@@ -4,23 +4,26 @@ Python's own reader takes NaN, repeats of a name, and lone surrogates; each of t
 """
 
 import hashlib
-import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import Request
 
 from api.problems import ApiError
-from jobs.spec import FieldError, InvalidSpec
+from jobs.expansion import Expansion, expand
+from jobs.pipeline import linked
+from jobs.spec import INPUT_REFERENCE, FieldError, InvalidSpec
 
 MAX_DEPTH = 32
 #: Larger ones break the programs that read them again.
 MAX_INTEGER = 2**63
 MAX_BATCH = 10_000
-MAX_SWEEP = 1_000
+MAX_CSV_BYTES = 16 << 20
 JSON_TYPE = "application/json"
 FORM_TYPE = "application/x-www-form-urlencoded"
 
@@ -90,15 +93,54 @@ def hash_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def batch_of(body: object) -> list[Mapping[str, Any]]:
-    """The documents of `{"jobs": [...]}` or `{"base": {...}, "sweep": {...}}`. Raises InvalidSpec."""
+@dataclass(frozen=True)
+class BatchRead:
+    """The documents of a batch, and the sweep that made them."""
+
+    documents: Sequence[Mapping[str, Any]]
+    sweep: Expansion | None = None
+
+    def field_of(self, number: int, field: str) -> str:
+        """Where the body says what a wrong field of this document says."""
+        if self.sweep is not None:
+            return self.sweep.field_of(number, field)
+        return f"jobs.{number}.{field}" if field else f"jobs.{number}"
+
+
+def batch_of(body: object, read_csv: Callable[[str], str]) -> BatchRead:
+    """The documents of `{"jobs": [...]}` or `{"base": {...}, "sweep": {...}}`. Raises InvalidSpec.
+
+    Local names of jobs become provisional numbers (jobs.pipeline). `read_csv`: the text of an uploaded CSV file.
+    """
     if not isinstance(body, Mapping):
         raise _wrong("", 'a batch is {"jobs": [...]} or {"base": {...}, "sweep": {...}}')
     if set(body) == {"jobs"}:
-        return _listed(body["jobs"])
+        return BatchRead(linked(_listed(body["jobs"])))
     if set(body) == {"base", "sweep"}:
-        return list(_swept(body["base"], body["sweep"]))
+        sweep = expand(body["base"], body["sweep"], read_csv=read_csv)
+        return BatchRead(sweep.documents, sweep)
     raise _wrong("", f'a batch has "jobs", or "base" and "sweep"; this one has {", ".join(sorted(body)) or "nothing"}')
+
+
+def csv_reader(inputs: Path) -> Callable[[str], str]:
+    """Reads an uploaded CSV file by its content's name. What it returns raises InvalidSpec."""
+
+    def read(name: str) -> str:
+        match = INPUT_REFERENCE.fullmatch(name)
+        if match is None:
+            raise _wrong("sweep.csv", f"{name[:100]!r} is not an uploaded file (`submit` uploads by itself)")
+        try:
+            with (inputs / match[1]).open("rb") as file:
+                raw = file.read(MAX_CSV_BYTES + 1)
+            if len(raw) > MAX_CSV_BYTES:
+                raise _wrong("sweep.csv", f"is larger than {MAX_CSV_BYTES // 2**20} MiB")
+            return raw.decode("utf-8")
+        except FileNotFoundError:
+            raise _wrong("sweep.csv", "is not uploaded: PUT the file to /api/v1/inputs/{sha256} first") from None
+        except UnicodeDecodeError:
+            raise _wrong("sweep.csv", "is not UTF-8 text") from None
+
+    return read
 
 
 def _listed(documents: object) -> list[Mapping[str, Any]]:
@@ -107,48 +149,6 @@ def _listed(documents: object) -> list[Mapping[str, Any]]:
     if len(documents) > MAX_BATCH:
         raise _wrong("jobs", f"has {len(documents)} jobs; one batch takes {MAX_BATCH}")
     return documents
-
-
-def _swept(base: object, sweep: object) -> Iterator[Mapping[str, Any]]:
-    """One document for each combination, named by what makes it different."""
-    if not isinstance(base, Mapping):
-        raise _wrong("base", "is a job document")
-    if not isinstance(sweep, Mapping) or not sweep:
-        raise _wrong("sweep", 'names fields with their values, as in {"learning_rate": [1e-4, 3e-4]}')
-    for name, values in sweep.items():
-        if not isinstance(values, list) or not values:
-            raise _wrong(f"sweep.{name}", "is a list of at least one value")
-    count = math.prod(len(values) for values in sweep.values())
-    if count > MAX_SWEEP:
-        raise _wrong("sweep", f"makes {count} jobs; one sweep makes {MAX_SWEEP} at most")
-    argv = base.get("argv")
-    what = argv[0] if isinstance(argv, list) and argv else base.get("model", "")
-    title = base.get("name") or f"{base.get('kind', '')} {what}".strip()
-    for combination in itertools.product(*sweep.values()):
-        document = dict(base)
-        for name, value in zip(sweep, combination, strict=True):
-            _set(document, name.split("."), value, f"sweep.{name}")
-        parts = " ".join(f"{name}={_short(value)}" for name, value in zip(sweep, combination, strict=True))
-        if "name" not in sweep:
-            document["name"] = f"{str(title)[: max(0, 127 - len(parts))]} {parts}"[:128]
-        yield document
-
-
-def _set(document: dict[str, Any], path: Sequence[str], value: Any, field: str) -> None:
-    """Set a field, or one of an object inside: `lora.r`."""
-    *parents, last = path
-    for name in parents:
-        inner = document.get(name, {})
-        if not isinstance(inner, Mapping):
-            raise _wrong(field, f"{name} is not an object in the base")
-        document[name] = dict(inner)  # a copy: the base is shared by all
-        document = document[name]
-    document[last] = value
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return "".join(c if c.isprintable() else "?" for c in text)[:40]
 
 
 def _wrong(field: str, message: str) -> InvalidSpec:

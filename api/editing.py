@@ -6,7 +6,7 @@ from typing import Any
 
 from api.context import Context
 from api.problems import ApiError
-from api.submission import checked
+from api.submission import checked, one
 from api.views import revision_of
 from daemon.order import Place, parse_place
 from daemon.store import new_job
@@ -108,7 +108,7 @@ def _changed_spec(job: Job, fields: Mapping[str, Any], rig: Context) -> Spec:
     document = merged(job.spec, fields)
     if set(fields) <= ALWAYS_FINE:
         return parse(document)
-    [spec] = checked([document], rig, names=lambda _: "")
+    [spec] = checked(one(document), rig)
     if job.id in _ancestors([dependency(text)[0] for text in spec.dependencies], rig):
         raise InvalidSpec([FieldError("after", f"job {job.id} would wait for itself")])
     return spec

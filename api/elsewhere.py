@@ -47,7 +47,18 @@ PASSED_BACK = (
 )
 #: What another rig's verdict on a document does not depend on: of a sweep over these, one is asked about.
 NO_MATTER = frozenset(
-    ("name", "tags", "priority", "not_before", "window", "max_runtime_s", "max_attempts", "learning_rate", "seed")
+    (
+        "name",
+        "tags",
+        "env",
+        "priority",
+        "not_before",
+        "window",
+        "max_runtime_s",
+        "max_attempts",
+        "learning_rate",
+        "seed",
+    )
     + ("num_train_epochs", "max_steps", "warmup_ratio", "weight_decay", "lr_scheduler_type", "temperature", "top_p")
 )
 

@@ -2,6 +2,7 @@
 
     /                     the rig          ?state= ?kind= ?tag= ?q= choose jobs, ?cursor= goes on
     /jobs/{id}            one job
+    /sweeps/{id}          a sweep's jobs, the best first
     /login                the way in
     /fragments/...        parts of these pages, for the script that keeps them fresh
     /static/{name}        style, scripts, icon
@@ -22,7 +23,7 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from api import acts, job_panel, panels, wording
+from api import acts, job_panel, panels, sweep_panel, wording
 from api.auth import NEXT
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
@@ -33,7 +34,7 @@ from daemon.explain import explain
 from daemon.plan import Facts
 from daemon.rig import Slot
 from daemon.settings import Settings
-from daemon.store import UnknownJob
+from daemon.store import UnknownJob, UnknownSweep
 from jobs.model import Job, State
 from jobs.rundir import read_json, run_dir
 from jobs.spec import KINDS
@@ -91,6 +92,18 @@ def job_page(rig: Rig, job_id: str) -> Response:
 def job_fragment(rig: Rig, job_id: str) -> Response:
     """Everything on a job's page that changes."""
     return _job_page("job_live.html", rig, job_id)
+
+
+@router.get("/sweeps/{sweep_id}")
+def sweep_page(rig: Rig, sweep_id: str) -> Response:
+    """One sweep."""
+    return _sweep_page("sweep.html", rig, sweep_id)
+
+
+@router.get("/fragments/sweep/{sweep_id}")
+def sweep_fragment(rig: Rig, sweep_id: str) -> Response:
+    """Everything on a sweep's page that changes."""
+    return _sweep_page("sweep_live.html", rig, sweep_id)
 
 
 @router.get("/login")
@@ -281,6 +294,24 @@ def slot_title(slot: Slot) -> str:
     return panels.title_of(slot.is_gpu, slot.index)
 
 
+# -- a sweep's page -----------------------------------------------------------------------------------------------------------
+
+
+def _sweep_page(template: str, rig: Context, sweep_id: str) -> Response:
+    now = rig.now()
+    snap = panels.look(rig.store, rig.ledger, rig.settings, now)
+    common: dict[str, Any] = {"now": now, "snap": snap, "heart": panels.heart(snap), "banners": _job_banners(snap)}
+    try:
+        if not (sweep_id.isascii() and sweep_id.isdigit() and len(sweep_id) <= 18):
+            raise UnknownSweep(sweep_id)
+        table = rig.tables.of(rig.store.sweep(sweep_id))
+    except (UnknownSweep, redis.RedisError) as error:
+        status = 404 if isinstance(error, UnknownSweep) else 503
+        return _page("missing.html", rig, status, **common, facts=snap.facts, job_id=sweep_id, what="sweep")
+    shown: dict[str, Any] = {"table": table, "lines": sweep_panel.lines(table), "acts": sweep_panel.acts(table)}
+    return _page(template, rig, **common, sweep_id=sweep_id, **shown)
+
+
 # -- rendering ----------------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +347,7 @@ def _templates() -> Environment:
         "acts_of": acts.of_job,
         "panels": panels,
         "job_panel": job_panel,
+        "sweep_panel": sweep_panel,
     }
     return environment
 

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import JSONResponse
 
 from api.context import Context, Rig
-from api.documents import batch_of, json_body, optional_json_body
+from api.documents import batch_of, csv_reader, json_body, optional_json_body
 from api.editing import edit, move
 from api.problems import documented
-from api.submission import checked, submit, would_wait_because
+from api.submission import checked, one, submit, would_wait_because
 from api.views import Batch, JobList, JobPage, JobSummary, JobView, Trial, TrialBatch
 from daemon.plan import Facts
 from daemon.store import UnknownJob, matches
@@ -70,10 +70,10 @@ def body_of(schema: str) -> dict[str, Any]:
 def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -> Response:
     """Submit one job."""
     if dry_run:
-        [spec] = checked([body], rig, names=lambda _: "")
+        [spec] = checked(one(body), rig)
         [reason] = would_wait_because([spec], rig.facts())
         return _json(Trial(job=dump(spec), would_wait_because=reason))
-    done = submit([body], body, rig, key=key, names=lambda _: "")
+    done = submit(one(body), body, rig, key=key)
     job = JobView.of(done.jobs[0], rig.facts())
     if done.replayed:
         return _json(job, headers={"Idempotency-Replayed": "true"})
@@ -89,16 +89,16 @@ def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -
     openapi_extra=body_of("BatchDocument"),
 )  # fmt: skip
 def submit_batch(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -> Response:
-    """Submit many jobs, or a grid of them: all or none."""
-    documents = batch_of(body)
+    """Submit many jobs, which may name each other, or a sweep: all or none."""
+    documents = batch_of(body, csv_reader(rig.settings.inputs))
     if dry_run:
-        specs = checked(documents, rig, names=_in_batch)
+        specs = checked(documents, rig)
         reasons = would_wait_because(specs, rig.facts())
         trials = [Trial(job=dump(s), would_wait_because=r) for s, r in zip(specs, reasons, strict=True)]
         return _json(TrialBatch(jobs=trials))
-    done = submit(documents, body, rig, key=key, names=_in_batch)
+    done = submit(documents, body, rig, key=key)
     facts = rig.facts()
-    batch = Batch(jobs=[JobSummary.of(job, facts) for job in done.jobs])
+    batch = Batch(sweep=done.jobs[0].sweep or None, jobs=[JobSummary.of(job, facts) for job in done.jobs])
     return _json(batch, headers={"Idempotency-Replayed": "true"}) if done.replayed else _json(batch, 201)
 
 
@@ -231,10 +231,6 @@ def _queue_page(facts: Facts, kind: str | None, tag: str | None, text: str | Non
     found = [job for job in facts.queue if matches(job, None, kind, tag, text)]
     following = str(start + limit) if start + limit < len(found) else None
     return JobPage(jobs=[JobView.of(job, facts) for job in found[start : start + limit]], next=following)
-
-
-def _in_batch(number: int) -> str:
-    return f"jobs.{number}"
 
 
 def _json(

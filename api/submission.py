@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from api.context import Context
-from api.documents import hash_of
+from api.documents import BatchRead, hash_of
 from api.problems import ApiError
 from api.rig_views import largest
 from daemon.admission import admit
@@ -13,6 +13,7 @@ from daemon.explain import explain
 from daemon.plan import Facts
 from daemon.store import new_job
 from jobs.model import Job
+from jobs.pipeline import alone, numbered, place_of
 from jobs.spec import FieldError, InvalidSpec, Spec, parse
 
 #: Of a batch, so many wrong documents are told in full.
@@ -27,40 +28,40 @@ class Submitted:
     replayed: bool
 
 
-def checked(documents: Sequence[Mapping[str, Any]], rig: Context, *, names: Callable[[int], str]) -> list[Spec]:
-    """The documents as specs that this rig can take. Raises InvalidSpec; `names` tells where each one stands."""
-    rigs = rig.store.rigs()
+def checked(batch: BatchRead, rig: Context) -> list[Spec]:
+    """The documents as specs that this rig, or another one of its queue, can take.
+
+    Raises InvalidSpec, with fields as the body names them.
+    """
+    specs = _each(batch, batch.documents, parse)
+    rigs, known = rig.store.rigs(), _known_jobs(specs, rig)
     # with several rigs each one's own word counts; this rig speaks for itself
     slots = largest({rig.settings.rig: rigs.get(rig.settings.rig, {})} if rig.elsewhere.shared else rigs)
-    specs: list[Spec] = []
+    asks_others = not rig.asked_by_rig and len(rigs) > 1
     unfit: dict[int, InvalidSpec] = {}
-    errors: list[FieldError] = []
-    wrong = 0
-    for number, document in enumerate(documents):
+
+    def take(spec: Spec) -> None:
+        _for_this_rig(spec, rig)
+        admit(
+            spec,
+            rig.settings,
+            slots=slots,
+            known_jobs=known,
+            uploaded_elsewhere=lambda digest: _is_elsewhere(digest, rig),
+        )
+
+    def take_or_ask(numbered_spec: tuple[int, Spec]) -> None:
+        number, spec = numbered_spec
         try:
-            spec = parse(document)
-            specs.append(spec)
-            try:
-                _for_this_rig(spec, rig)
-                admit(
-                    spec,
-                    rig.settings,
-                    slots=slots,
-                    known_jobs=rig.store.get_many,
-                    uploaded_elsewhere=lambda digest: _is_elsewhere(digest, rig),
-                )
-            except InvalidSpec as error:
-                if rig.asked_by_rig or len(rigs) < 2:
-                    raise
-                unfit[number] = error
+            take(spec)
         except InvalidSpec as error:
-            wrong += 1
-            errors += [FieldError(_joined(names(number), e.field), e.message) for e in error.errors]
-            if wrong == WRONG_TOLD:
-                break
-    errors += _unfit_everywhere(unfit, documents, rig, names)
-    if errors:
-        raise InvalidSpec(errors)
+            unfit[number] = error
+
+    if asks_others:
+        _each(batch, list(enumerate(specs)), take_or_ask)
+        _refuse_unfit_everywhere(unfit, batch, rig)
+    else:
+        _each(batch, specs, take)
     return specs
 
 
@@ -78,40 +79,84 @@ def _is_elsewhere(digest: str, rig: Context) -> bool:
     return bool(rig.store.rigs_with_input(digest, rig.store.rigs()))
 
 
-def _unfit_everywhere(
-    unfit: Mapping[int, InvalidSpec],
-    documents: Sequence[Mapping[str, Any]],
-    rig: Context,
-    names: Callable[[int], str],
-) -> list[FieldError]:
-    """What is wrong with those that neither this rig nor another one takes."""
-    numbers = list(unfit)
-    takers = rig.elsewhere.taken_by([documents[number] for number in numbers]) if numbers else []
-    errors: list[FieldError] = []
-    told = 0
-    for number, taker in zip(numbers, takers, strict=True):
-        if taker is None and told < WRONG_TOLD:
-            told += 1
-            errors += [FieldError(_joined(names(number), e.field), e.message) for e in unfit[number].errors]
-    return errors
+def _refuse_unfit_everywhere(unfit: Mapping[int, InvalidSpec], batch: BatchRead, rig: Context) -> None:
+    """Raises InvalidSpec for those that neither this rig nor another one takes."""
+    takers = rig.elsewhere.taken_by([alone(batch.documents[number]) for number in unfit]) if unfit else []
+    nobody = [number for number, taker in zip(unfit, takers, strict=True) if taker is None]
+
+    def refuse(number: int) -> None:
+        raise unfit[number]
+
+    _each(batch, nobody, refuse, numbers=nobody)
 
 
-def submit(
-    documents: Sequence[Mapping[str, Any]], body: object, rig: Context, *, key: str | None, names: Callable[[int], str]
-) -> Submitted:
+def one(document: Mapping[str, Any]) -> BatchRead:
+    """A document by itself."""
+    return _Single([document])
+
+
+class _Single(BatchRead):
+    def field_of(self, number: int, field: str) -> str:
+        return field
+
+
+D = TypeVar("D")
+R = TypeVar("R")
+
+
+def _each(
+    batch: BatchRead, items: Sequence[D], check: Callable[[D], R], *, numbers: Sequence[int] | None = None
+) -> list[R]:
+    """Check every item; `numbers`: where each one stands in the batch. Raises InvalidSpec with what is wrong with the first."""
+    found: list[R] = []
+    errors: dict[FieldError, None] = {}  # what a whole sweep has wrong is told once
+    wrong = 0
+    for number, item in zip(numbers or range(len(items)), items, strict=True):
+        try:
+            found.append(check(item))
+        except InvalidSpec as error:
+            wrong += 1
+            errors |= {FieldError(batch.field_of(number, e.field), e.message): None for e in error.errors}
+            if wrong == WRONG_TOLD:
+                break
+    if errors:
+        raise InvalidSpec(list(errors))
+    return found
+
+
+def _known_jobs(specs: Sequence[Spec], rig: Context) -> Callable[[Sequence[str]], Mapping[str, Job]]:
+    """Finds jobs by number, those of the batch itself by their provisional one. Each is looked up once."""
+    now = rig.now()
+    seen: dict[str, Job | None] = {}
+
+    def find(job_ids: Sequence[str]) -> Mapping[str, Job]:
+        for job_id in job_ids:
+            if job_id not in seen and (place := place_of(job_id)) is not None:
+                seen[job_id] = new_job(specs[place], int(job_id), now) if place < len(specs) else None
+        if new := [job_id for job_id in job_ids if job_id not in seen]:
+            seen.update(dict.fromkeys(new) | rig.store.get_many(new))
+        return {job_id: job for job_id in job_ids if (job := seen[job_id]) is not None}
+
+    return find
+
+
+def submit(batch: BatchRead, body: object, rig: Context, *, key: str | None) -> Submitted:
     """Check and store. The same key again gives the same jobs, though a file that they named may be gone by now."""
     body_hash = hash_of(body)
     if key is not None and (known := rig.store.repeated(key, body_hash)) is not None:
         return Submitted(_still_there(known), True)
-    specs = checked(documents, rig, names=names)
-    jobs, replayed = rig.store.submit(specs, now=rig.now(), repeat_key=key, body_hash=body_hash)
+    specs = checked(batch, rig)
+    sweep, points = (batch.sweep.facts, batch.sweep.points) if batch.sweep else (None, ())
+    jobs, replayed = rig.store.submit(
+        specs, now=rig.now(), repeat_key=key, body_hash=body_hash, sweep=sweep, points=points
+    )
     return Submitted(_still_there(jobs), replayed)
 
 
 def would_wait_because(specs: Sequence[Spec], facts: Facts) -> list[str | None]:
     """Why each of these jobs would wait, were it submitted now."""
     first = max((int(job_id) for job_id in facts.jobs), default=0) + 1
-    jobs = [new_job(spec, number, facts.now) for number, spec in enumerate(specs, first)]
+    jobs = [new_job(numbered(spec, first), number, facts.now) for number, spec in enumerate(specs, first)]
     then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
     return [explain(then, job) for job in jobs]
 
@@ -120,7 +165,3 @@ def _still_there(jobs: list[Job]) -> list[Job]:
     if not jobs:
         raise ApiError(409, "The jobs that this Idempotency-Key made have been deleted since. Use a new key.")
     return jobs
-
-
-def _joined(name: str, field: str) -> str:
-    return f"{name}.{field}" if name and field else name or field

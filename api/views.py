@@ -157,6 +157,9 @@ class JobView(JobSummary):
     metrics: dict[str, Any]
     spec: dict[str, Any]
     next_fields: dict[str, Any]
+    sweep: str | None
+    point: dict[str, Any]
+    because_of: str | None
 
     @classmethod
     def of(cls, job: Job, facts: Facts) -> Self:
@@ -184,6 +187,9 @@ class JobView(JobSummary):
             metrics=dict(job.outcome.metrics if job.outcome else job.progress.metrics if job.progress else {}),
             spec=dict(job.spec),
             next_fields=dict(job.next_fields),
+            sweep=job.sweep or None,
+            point=dict(job.point),
+            because_of=job.because_of or None,
         )
 
 
@@ -201,8 +207,9 @@ class JobList(BaseModel):
 
 
 class Batch(BaseModel):
-    """The jobs of one batch, in its order."""
+    """The jobs of one batch, in its order; and the sweep that they are."""
 
+    sweep: str | None = None
     jobs: list[JobSummary]
 
 

@@ -26,6 +26,7 @@ from daemon.settings import Settings
 from daemon.settle import settle
 from daemon.store import OldEpoch, SlotTaken, Store, UnknownJob
 from daemon.supervisor import SLOT_MARK, Supervisor, slot_mark
+from daemon.sweep_watch import SweepWatch
 from jobs.model import RECORD_VERSION, Cause, End, InvalidTransition, Job, Outcome, State, Wish, WishKind
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Loop:
         self._ledger, self._conditions = Ledger(store), Conditions(settings)
         self._housekeeper = Housekeeper(settings, now=now())
         self._warden = Warden(settings, store, began=now())
+        self._sweeps = SweepWatch(store, settings.runs)
         self._alarm = Alarm()
         self._stops_asked = 0
         self._last_beat = -math.inf
@@ -130,6 +132,8 @@ class Loop:
             self._act(decision)
         self._housekeeper.look(facts.now)
         self._warden.look(facts)
+        for early in self._sweeps.look(facts):
+            self._act(early)
         self._beat(facts.now)
 
     def _seen_for_s(self) -> float:
@@ -164,8 +168,10 @@ class Loop:
             case Interrupt(job, reason):
                 self._store.wish(job, Wish(kind=WishKind.PREEMPT, reason=reason, asked_at=now))
                 log.info("job %s is asked to save and leave: %s", job, reason)
-            case Cancel(job, reason):
+            case Cancel(job, reason, ""):
                 self._store.wish(job, Wish(kind=WishKind.CANCEL, reason=reason, asked_at=now))
+            case Cancel(job, reason, parent):
+                self._store.abandon(job, parent, reason, now=now)
 
     def _withdraw(self, job_id: str, fence: int) -> None:
         """Take an untaken offer back. A worker that leaves two in a row hangs: it is ended, and another one started."""

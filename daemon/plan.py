@@ -41,6 +41,8 @@ class Cancel:
 
     job: str
     reason: str
+    #: The job whose end is the reason; it comes back when that one is tried again.
+    because_of: str = ""
 
 
 Decision = Offer | Withdraw | DeclareLost | Interrupt | Cancel
@@ -82,7 +84,7 @@ def _never(facts: Facts) -> Iterator[Decision]:
         for parent, condition in job.parents:
             fate = facts.fates.get(parent)
             if parent not in facts.jobs and not condition.met_by(fate):
-                yield Cancel(job.id, f"job {parent}, which it waits for, {_did(fate)}")
+                yield Cancel(job.id, f"job {parent}, which it waits for, {_did(fate)}", parent)
                 break
 
 

@@ -6,6 +6,10 @@
     overnight:jobs:state:<state>   zset    the same by state; also :kind:<kind>, :tag:<tag>
     overnight:order                zset    every job that waits or runs, by its rank
     overnight:ended                zset    every job that ended, by the time of its end
+    overnight:children:<id>        set     jobs that wait, or waited, for this one
+    overnight:sweep:<id>           string  what a sweep is, JSON; its id is its first job's
+    overnight:sweep:<id>:rungs     hash    "<step>:<job>" -> its metric when it came to this step; for sweeps with halving
+    overnight:sweeps               zset    every sweep, by number
     overnight:slot:<rig>:<slot>    string  who occupies it: job, fence, lead slot; absent when free
     overnight:leases               zset    running job -> end of its lease (Redis TIME, seconds)
     overnight:paused               set     rigs ("<rig>") and slots ("<rig>:<slot>") that take no new job
@@ -29,7 +33,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, cast
 
@@ -39,16 +43,31 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from daemon import order
-from jobs.model import InvalidTransition, Job, Outcome, Progress, State, Wish, priority_of, rank_of
+from jobs.model import InvalidTransition, Job, Outcome, Progress, State, Wish, WishKind, priority_of, rank_of
+from jobs.pipeline import numbered
 from jobs.spec import Spec, dump
+from jobs.sweep import Sweep, SweepFacts
 
 #: What RQ calls in the work-horse: a wire name, pinned by a test.
 ENTRYPOINT = "workers.execute.run_attempt"
 
 P = "overnight:"
 QUARANTINE = P + "quarantine"
-SEQ, JOBS, ORDER, ENDED, LEASES, PAUSED, RIGS, EVENTS, BEATS, QUEUE = (
-    P + name for name in ("seq", "jobs", "order", "ended", "leases", "paused", "rigs", "events", "beats", "queue")
+SEQ, JOBS, ORDER, ENDED, LEASES, PAUSED, RIGS, EVENTS, BEATS, QUEUE, SWEEPS = (
+    P + name
+    for name in (
+        "seq",
+        "jobs",
+        "order",
+        "ended",
+        "leases",
+        "paused",
+        "rigs",
+        "events",
+        "beats",
+        "queue",
+        "sweeps",
+    )
 )
 EVENTS_KEPT = 100_000
 REPEAT_KEPT_S = 7 * 86_400
@@ -57,6 +76,8 @@ BEAT_TTL_S = 15
 #: How many records a filtered page may look at before it hands back a cursor.
 SCANNED_PER_PAGE = 2_000
 RQ_RESULT_TTL_S = 3_600
+#: Records that are read, or changed together, in one call.
+TOGETHER = 1_000
 
 
 class UnknownJob(KeyError):
@@ -65,6 +86,10 @@ class UnknownJob(KeyError):
     def __init__(self, job_id: str):
         super().__init__(job_id)
         self.job_id = job_id
+
+
+class UnknownSweep(KeyError):
+    """No sweep has this id."""
 
 
 class SlotTaken(Exception):
@@ -114,6 +139,18 @@ def state_key(state: State) -> str:
     return f"{JOBS}:state:{state}"
 
 
+def children_key(job_id: str) -> str:
+    return f"{P}children:{job_id}"
+
+
+def sweep_key(sweep_id: str) -> str:
+    return f"{P}sweep:{sweep_id}"
+
+
+def rungs_key(sweep_id: str) -> str:
+    return f"{P}sweep:{sweep_id}:rungs"
+
+
 def slot_key(rig: str, slot: str) -> str:
     return f"{P}slot:{rig}:{slot}"
 
@@ -136,10 +173,18 @@ class Store:
     # -- submit and read ----------------------------------------------------------------------------------------------
 
     def submit(
-        self, specs: Sequence[Spec], *, now: float, repeat_key: str | None = None, body_hash: str = ""
+        self,
+        specs: Sequence[Spec],
+        *,
+        now: float,
+        repeat_key: str | None = None,
+        body_hash: str = "",
+        sweep: SweepFacts | None = None,
+        points: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[list[Job], bool]:
         """Put jobs into the queue: all of them, or none. Returns them, and whether they are a repeat's.
 
+        Specs may name each other by provisional numbers (jobs.pipeline). With `sweep` they are one, each at its point.
         Raises RepeatedDifferently. When this returns, Redis has written them to disk (`appendfsync always`).
         """
         # without a key of the caller's, one of our own: a transaction whose reply was lost is run again
@@ -152,11 +197,14 @@ class Store:
                     raise RepeatedDifferently(repeat_key)
                 return self._fetch(known["ids"]), True
             first = int(cast(bytes, pipe.get(SEQ)) or 0) + 1
-            jobs = [new_job(spec, number, now) for number, spec in enumerate(specs, first)]
+            jobs = [new_job(numbered(spec, first), number, now) for number, spec in enumerate(specs, first)]
+            if sweep is not None:
+                jobs = [_member(job, str(first), sweep, point) for job, point in zip(jobs, points, strict=True)]
             pipe.multi()
             pipe.incrby(SEQ, len(jobs))
-            for job in jobs:
-                self._index_new(pipe, job)
+            self._index_new(pipe, jobs)
+            if sweep is not None:
+                self._write_sweep(pipe, Sweep(**dict(sweep), id=str(first), last=jobs[-1].id, created_at=now))
             self._tell(pipe, "submitted", jobs[0].id, {"last": jobs[-1].id})
             ids = [job.id for job in jobs]
             pipe.set(repeat, json.dumps({"hash": body_hash, "ids": ids}), ex=kept_s)
@@ -184,14 +232,32 @@ class Store:
             if self.redis.exists(job_key(job.id)):
                 continue
             with self.redis.pipeline() as pipe:
-                self._index_new(pipe, job)
+                self._index_new(pipe, [job])
                 pipe.execute()
             restored += 1
             # nothing that comes later may stand before it: a retried or moved job has a later number than its own
             number = max(int(job.id), ceil(job.rank - rank_of(priority_of(job.rank), 0)))
             if number > int(cast(bytes, self.redis.get(SEQ)) or 0):
                 self.redis.set(SEQ, number)
+            if job.sweep:
+                self._restore_sweep(job)
         return restored
+
+    def _restore_sweep(self, job: Job) -> None:
+        """What its jobs tell of a sweep whose record was lost; goal and halving are not among it."""
+        try:
+            known = self.sweep(job.sweep)
+            sweep = known.model_copy(update={
+                "last": max(known.last, job.id, key=int), "axes": tuple(dict.fromkeys((*known.axes, *job.point))),
+            })  # fmt: skip
+        except UnknownSweep:
+            sweep = Sweep(
+                id=job.sweep, last=job.id, created_at=job.created_at, name=f"{job.kind} sweep {job.sweep}", method="list",
+                axes=tuple(job.point), base={}, max_concurrent=job.max_concurrent,
+            )  # fmt: skip
+        with self.redis.pipeline() as pipe:
+            self._write_sweep(pipe, sweep)
+            pipe.execute()
 
     def get(self, job_id: str) -> Job:
         """One record. Raises UnknownJob."""
@@ -206,7 +272,7 @@ class Store:
         ids: list[str] = []
         for state in (State.QUEUED, State.RUNNING):
             ids += _texts(self.redis.zrange(state_key(state), 0, -1))
-        return {job.id: job for chunk in _chunks(ids, 1_000) for job in self._fetch(chunk)}
+        return {job.id: job for chunk in _chunks(ids, TOGETHER) for job in self._fetch(chunk)}
 
     def counts(self) -> dict[str, int]:
         """How many jobs stand in each state."""
@@ -380,9 +446,42 @@ class Store:
         return self.change(job_id, step)
 
     def retry(self, job_id: str) -> Job:
-        """Queue an ended job again, behind all that wait."""
+        """Queue an ended job again, behind all that wait; jobs that were cancelled because of it wait again where they stood.
+
+        Raises InvalidTransition; also when a job that it waits for has ended so that this one could never start.
+        """
         sequence = int(self.redis.incr(SEQ))
-        return self.change(job_id, lambda job: job.retried(rank=rank_of(job.priority, sequence)))
+
+        def body(pipe: Pipeline) -> Job:
+            before = self._read(pipe, job_id)
+            self._refuse_hopeless(pipe, before)
+            after = before.retried(rank=rank_of(before.priority, sequence))
+            revived = self._cancelled_because_of(pipe, job_id)
+            pipe.multi()
+            self._write(pipe, before, after)
+            for child in revived:
+                self._write(pipe, child, child.revived())
+            return after
+
+        return cast(Job, self._transaction(body, job_key(job_id)))
+
+    def abandon(self, job_id: str, parent_id: str, reason: str, *, now: float) -> Job:
+        """Cancel a waiting job because of how a job that it waits for ended; nothing when that one is tried again by now."""
+
+        def body(pipe: Pipeline) -> Job:
+            before = self._read(pipe, job_id)
+            parent = _json(pipe.get(job_key(parent_id)))
+            fate = State(parent["state"]) if parent else None
+            waits = fate is not None and not fate.final
+            unmet = [c for parent, c in before.parents if parent == parent_id and not c.met_by(fate)]
+            wish = Wish(kind=WishKind.CANCEL, reason=reason, asked_at=now, because_of=parent_id)
+            after = before.asked(wish) if unmet and not waits and before.state is State.QUEUED else before
+            pipe.multi()
+            if after is not before:
+                self._write(pipe, before, after)
+            return after
+
+        return cast(Job, self._transaction(body, job_key(job_id), job_key(parent_id)))
 
     def delete(self, job_id: str) -> None:
         """Forget an ended job. Raises ValueError when it has not ended."""
@@ -392,12 +491,69 @@ class Store:
             if not job.state.final:
                 raise ValueError(f"job {job_id} is {job.state}; cancel it first")
             pipe.multi()
-            pipe.delete(job_key(job_id))
+            pipe.delete(job_key(job_id), children_key(job_id))
             for index in (*_indexes(job), ENDED):
                 pipe.zrem(index, job_id)
+            for parent, _ in job.parents:
+                pipe.srem(children_key(parent), job_id)
             self._tell(pipe, "deleted", job_id, {})
 
         self._transaction(body, job_key(job_id))
+
+    # -- sweeps ---------------------------------------------------------------------------------------------------------
+
+    def sweep(self, sweep_id: str) -> Sweep:
+        """What a sweep is. Raises UnknownSweep."""
+        record = self.redis.get(sweep_key(sweep_id))
+        if record is None:
+            raise UnknownSweep(sweep_id)
+        return Sweep.model_validate_json(cast(bytes, record))
+
+    def sweeps(self, *, limit: int = 50, below: str | None = None) -> list[Sweep]:
+        """Sweeps, newest first."""
+        top = f"({below}" if below else "+inf"
+        ids = _texts(self.redis.zrange(SWEEPS, top, "-inf", desc=True, byscore=True, offset=0, num=limit))
+        records = self.redis.mget([sweep_key(sweep_id) for sweep_id in ids]) if ids else []
+        return [Sweep.model_validate_json(cast(bytes, record)) for record in records if record is not None]
+
+    def sweep_jobs(self, sweep: Sweep) -> list[Job]:
+        """Those of its jobs that have not been deleted, by number."""
+        ids = [str(number) for number in range(int(sweep.id), int(sweep.last) + 1)]
+        jobs = (job for chunk in _chunks(ids, TOGETHER) for job in self._fetch(chunk))
+        return [job for job in jobs if job.sweep == sweep.id]
+
+    def cancel_sweep(self, sweep: Sweep, wish: Wish) -> int:
+        """Ask all of its jobs that wait or run to stop. Returns how many were asked."""
+        ids = [job.id for job in self.sweep_jobs(sweep) if not job.state.final]
+        return sum(self._ask_together(chunk, wish) for chunk in _chunks(ids, TOGETHER))
+
+    def _ask_together(self, job_ids: Sequence[str], wish: Wish) -> int:
+        def body(pipe: Pipeline) -> int:
+            records = cast(list[Any], pipe.mget([job_key(job_id) for job_id in job_ids]))
+            jobs = [Job.from_json(json.loads(record)) for record in records if record is not None]
+            steps = [(job, job.asked(wish)) for job in jobs if not job.state.final]
+            pipe.multi()
+            for before, after in steps:
+                if after is not before:
+                    self._write(pipe, before, after)
+            return len(steps)
+
+        return int(self._transaction(body, *(job_key(job_id) for job_id in job_ids)))
+
+    def add_rungs(self, sweep_id: str, values: Mapping[tuple[int, str], float]) -> None:
+        """Keep the metric of jobs at the steps at which a sweep compares them. What is known already stays."""
+        with self.redis.pipeline() as pipe:
+            for (step, job_id), value in values.items():
+                pipe.hsetnx(rungs_key(sweep_id), f"{step}:{job_id}", repr(value))
+            pipe.execute()
+
+    def rungs(self, sweep_id: str) -> dict[int, dict[str, float]]:
+        """By step: each job's metric when it came to it."""
+        found: dict[int, dict[str, float]] = {}
+        for name, value in self.redis.hgetall(rungs_key(sweep_id)).items():
+            step, _, job_id = _text(name).partition(":")
+            found.setdefault(int(step), {})[job_id] = float(value)
+        return found
 
     # -- slots and rigs -------------------------------------------------------------------------------------------------
 
@@ -602,14 +758,60 @@ class Store:
         known |= {job.id: job.rank for job in self._fetch([job_id for job_id in ids if job_id not in known])}
         return {job_id: known[job_id] for job_id in ids if job_id in known}
 
-    def _index_new(self, pipe: Pipeline, job: Job) -> None:
-        pipe.set(job_key(job.id), _dumps(job))
-        for index in _indexes(job):
-            pipe.zadd(index, {job.id: int(job.id)})
-        if not job.state.final:
-            pipe.zadd(ORDER, {job.id: job.rank})
-        if job.finished_at is not None:
-            pipe.zadd(ENDED, {job.id: job.finished_at})
+    def _index_new(self, pipe: Pipeline, jobs: Sequence[Job]) -> None:
+        places: dict[str, dict[str, float]] = {}
+        children: dict[str, list[str]] = {}
+        for job in jobs:
+            pipe.set(job_key(job.id), _dumps(job))
+            for index in _indexes(job):
+                places.setdefault(index, {})[job.id] = int(job.id)
+            if not job.state.final:
+                places.setdefault(ORDER, {})[job.id] = job.rank
+            if job.finished_at is not None:
+                places.setdefault(ENDED, {})[job.id] = job.finished_at
+            for parent, _ in job.parents:
+                children.setdefault(parent, []).append(job.id)
+        for index, members in places.items():
+            pipe.zadd(index, members)
+        for parent, ids in children.items():
+            pipe.sadd(children_key(parent), *ids)
+
+    def _write_sweep(self, pipe: Pipeline, sweep: Sweep) -> None:
+        pipe.set(sweep_key(sweep.id), sweep.model_dump_json())
+        pipe.zadd(SWEEPS, {sweep.id: int(sweep.id)})
+
+    def _refuse_hopeless(self, pipe: Pipeline, job: Job) -> None:
+        """Raises InvalidTransition when a job that it waits for has ended so that it would be cancelled again at once."""
+        for parent_id, condition in job.parents:
+            _watch(pipe, job_key(parent_id))
+            record = _json(pipe.get(job_key(parent_id)))
+            fate = State(record["state"]) if record else None
+            if condition.met_by(fate) or (fate is not None and not fate.final):
+                continue
+            if record is None:
+                raise InvalidTransition(
+                    f"job {job.id} waits for job {parent_id}, which has been deleted: submit it anew"
+                )
+            retry = "" if fate is State.SUCCEEDED else f": retry job {parent_id}, and this one comes back with it"
+            raise InvalidTransition(f"job {job.id} waits for job {parent_id}, which is {fate}{retry}")
+
+    def _cancelled_because_of(self, pipe: Pipeline, job_id: str) -> list[Job]:
+        """Every job that was cancelled because of this one, or because of one that was. Watches them."""
+        found: dict[str, Job] = {}
+        level = [job_id]
+        while level:
+            keys = [children_key(parent) for parent in level]
+            _watch(pipe, *keys)
+            ids = sorted(set(_texts(pipe.sunion(keys))) - set(found), key=int)
+            if not ids:
+                break
+            _watch(pipe, *(job_key(child) for child in ids))
+            records = cast(list[Any], pipe.mget([job_key(child) for child in ids]))
+            jobs = [Job.from_json(json.loads(record)) for record in records if record is not None]
+            because = {job.id: job for job in jobs if job.state is State.CANCELLED and job.because_of in level}
+            found |= because
+            level = list(because)
+        return list(found.values())
 
     def _write(self, pipe: Pipeline, before: Job, after: Job) -> None:
         """The record, its indexes, its slots, its lease and its event: derived from the difference, never by hand."""
@@ -628,6 +830,8 @@ class Store:
                 pipe.zadd(ENDED, {after.id: after.finished_at})
             else:
                 pipe.zrem(ENDED, after.id)
+        for parent in {parent for parent, _ in after.parents} - {parent for parent, _ in before.parents}:
+            pipe.sadd(children_key(parent), after.id)
         for slot in before.slots:
             if slot not in after.slots:
                 pipe.delete(slot_key(before.rig, slot))
@@ -694,6 +898,10 @@ def new_job(spec: Spec, number: int, now: float) -> Job:
     )
 
 
+def _member(job: Job, sweep_id: str, sweep: SweepFacts, point: Mapping[str, Any]) -> Job:
+    return replace(job, sweep=sweep_id, point=dict(point), max_concurrent=sweep.max_concurrent)
+
+
 def _indexes(job: Job) -> Iterator[str]:
     yield JOBS
     yield state_key(job.state)
@@ -710,6 +918,11 @@ def matches(job: Job, state: State | None, kind: str | None, tag: str | None, te
         and (tag is None or tag in job.tags)
         and (not text or text.lower() in job.name.lower() or text == job.id)
     )
+
+
+def _watch(pipe: Pipeline, *keys: str) -> None:
+    """The transaction is run again when one of these changes, too."""
+    pipe.watch(*keys)  # type: ignore[no-untyped-call]
 
 
 def _redis_now(pipe: Pipeline) -> float:

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from jobs import environment
+from jobs.metrics import last_values
 from jobs.model import Cause
 from jobs.process import die_with_parent, oom_kills
 from jobs.run import EXIT_INTERRUPTED, Interrupted, JobError, Run
@@ -40,7 +41,7 @@ def run(run: Run) -> dict[str, Any]:
     if forward.sent or code == EXIT_INTERRUPTED:
         raise Interrupted
     if code == 0:
-        return {"exit_code": 0}
+        return {**last_values(run.folder.metrics), "exit_code": 0}
     name = _shown(run)
     if code < 0:
         raise _killed(name, -code, oom=oom_kills() > kills_before)
@@ -86,6 +87,7 @@ def _environment(run: Run) -> dict[str, str]:
         "OVERNIGHT_RESUME": "1" if run.order.resume else "0",
         "OVERNIGHT_CHECKPOINT_DIR": str(run.folder.checkpoints),
         "OVERNIGHT_OUTPUT_DIR": str(run.folder.output),
+        "OVERNIGHT_METRICS_FILE": str(run.folder.metrics),
     }
 
 

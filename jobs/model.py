@@ -110,6 +110,8 @@ class Wish:
     kind: WishKind
     reason: str
     asked_at: float
+    #: The job whose end is the reason: when that one is tried again, this one comes back.
+    because_of: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +218,8 @@ class Job:
     started_at: float | None = None
     finished_at: float | None = None
     outcome: Outcome | None = None
+    #: The job whose end cancelled this one, which waited for it.
+    because_of: str = ""
     version: int = RECORD_VERSION
 
     # -- what can be read off ---------------------------------------------------------------------------------------
@@ -311,7 +315,7 @@ class Job:
             if wish.kind is WishKind.PREEMPT:
                 return self
             outcome = Outcome(end=End.CANCELLED, message=wish.reason)
-            return self._final(State.CANCELLED, outcome, wish.asked_at)
+            return replace(self._final(State.CANCELLED, outcome, wish.asked_at), because_of=wish.because_of)
         if self.state is State.CANCELLED and wish.kind is WishKind.CANCEL:
             return self
         if self.state.final:
@@ -324,9 +328,14 @@ class Job:
         """An ended job goes back to the end of the queue, with all its attempts before it."""
         if self.state not in (State.FAILED, State.CANCELLED):
             raise InvalidTransition(f"job {self.id} is {self.state}; only a failed or cancelled job can be retried")
-        return replace(
-            self, state=State.QUEUED, attempt=0, rank=rank, outcome=None, finished_at=None, progress=None, held=False
-        )
+        fresh = replace(self, state=State.QUEUED, attempt=0, rank=rank, outcome=None, finished_at=None, because_of="")
+        return replace(fresh, progress=None, held=False)
+
+    def revived(self) -> Self:
+        """Cancelled only because of a job that is tried again now: it waits again, where it stood."""
+        if self.state is not State.CANCELLED or not self.because_of:
+            raise InvalidTransition(f"job {self.id} was not cancelled because of another job")
+        return replace(self, state=State.QUEUED, outcome=None, finished_at=None, because_of="")
 
     def edited(self, **changes: Any) -> Self:
         """A waiting job's plan facts or its document change (priority, window, held, spec...)."""

@@ -14,8 +14,9 @@ from typing import Any
 
 from api.cli.fields import DocumentError
 from api.client import Client, digest_of
-from jobs import data
-from jobs.spec import INPUT_REFERENCE, JOB_REFERENCE, FieldError, InvalidSpec, parse
+from jobs import data, expansion
+from jobs.pipeline import linked
+from jobs.spec import INPUT_REFERENCE, FieldError, InvalidSpec, parse
 
 Json = dict[str, Any]
 
@@ -56,15 +57,42 @@ def check(body: Json) -> None:
     if not is_batch(body):
         _check(body, "")
     elif "jobs" in body:
-        for number, document in enumerate(members(body)):
+        for number, document in enumerate(_linked(members(body))):
             _check(document, f"jobs.{number}." if len(body["jobs"]) > 1 else "")
+    else:
+        try:
+            expansion.check(body.get("base"), body.get("sweep"))
+        except InvalidSpec as error:
+            raise _refused(error, "") from None
+
+
+def _linked(documents: Sequence[Json]) -> Sequence[Mapping[str, Any]]:
+    """The documents with their names for each other resolved, to be checked; what is sent keeps the names."""
+    try:
+        return linked(documents)
+    except InvalidSpec as error:
+        raise _refused(error, "") from None
+
+
+def with_table(body: Json, table: Path) -> Json:
+    """A sweep over the rows of a CSV file: `body` is its base, or a base with the sweep's other words."""
+    whole = body if is_batch(body) else {"base": body}
+    if "jobs" in whole:
+        raise DocumentError("the base of a sweep is one job document, not a list of jobs")
+    beside = whole.get("sweep") or {}
+    if not isinstance(beside, dict):
+        raise DocumentError("sweep is an object with words")
+    return {**whole, "sweep": {**beside, "csv": str(table)}}
 
 
 def check_rows(body: Json, folders: Sequence[Path]) -> None:
     """Read the local files as the rig will, so that a broken line is named before anything is sent. Raises DocumentError."""
     checked = set()
     for document, field, path in local_files(body, folders):
-        kind = document.get("kind") if isinstance(document, dict) else body["base"].get("kind")
+        if field == "csv" and document is body.get("sweep"):
+            continue
+        own = document.get("kind") if isinstance(document, dict) else None
+        kind = own or (body["base"].get("kind") if "base" in body else None)
         if (kind, path) not in checked and not _needs_pyarrow(path):
             checked.add((kind, path))
             try:
@@ -108,7 +136,7 @@ def local_files(body: Json, folders: Sequence[Path]) -> list[tuple[Any, Any, Pat
     found = []
     for holder, key, field in _mentions(body):
         text = holder[key]
-        if not isinstance(text, str) or INPUT_REFERENCE.fullmatch(text) or JOB_REFERENCE.fullmatch(text):
+        if not isinstance(text, str) or INPUT_REFERENCE.fullmatch(text) or text.startswith("job:"):
             continue
         there = [path for folder in folders if (path := folder / Path(text).expanduser()).is_file()]
         if there:
@@ -126,16 +154,27 @@ def _mentions(body: Json) -> Iterator[tuple[Any, Any, str]]:
         yield from ((document, field, field) for field in FILE_FIELDS if document.get(field) is not None)
     sweep = body.get("sweep")
     if is_batch(body) and isinstance(sweep, dict):
-        for field in FILE_FIELDS:
-            if isinstance(values := sweep.get(field), list):
+        if isinstance(sweep.get("csv"), str):
+            yield sweep, "csv", "sweep.csv"
+        axes = [sweep, *(part for part in (sweep.get("grid"), sweep.get("space")) if isinstance(part, dict))]
+        for field, values in ((field, part.get(field)) for part in axes for field in FILE_FIELDS):
+            if isinstance(values, list):
                 yield from ((values, at, field) for at in range(len(values)))
+        points = sweep.get("points")
+        for point in points if isinstance(points, list) else ():
+            if isinstance(point, dict):
+                yield from ((point, field, field) for field in FILE_FIELDS if field in point)
 
 
-def _check(document: Json, where: str) -> None:
+def _check(document: Mapping[str, Any], where: str) -> None:
     try:
         parse(document)
     except InvalidSpec as error:
-        raise DocumentError("\n".join(_words(e, where) for e in error.errors)) from None
+        raise _refused(error, where) from None
+
+
+def _refused(error: InvalidSpec, where: str) -> DocumentError:
+    return DocumentError("\n".join(_words(e, where) for e in error.errors))
 
 
 def _words(error: FieldError, where: str) -> str:

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from api.cli import job_commands, queue_commands, rig_commands
+from api.cli import job_commands, queue_commands, rig_commands, sweep_commands
 from api.cli.demo import demo
 from api.cli.doctor import doctor
 from api.cli.pull import pull
@@ -20,7 +20,7 @@ def overnight() -> None:
     """Keep a GPU rig working while its owner sleeps. `submit` gives it work; this does the rest."""
 
 
-_LISTED = (*rig_commands.COMMANDS, *job_commands.COMMANDS, *queue_commands.COMMANDS)
+_LISTED = (*rig_commands.COMMANDS, *job_commands.COMMANDS, *queue_commands.COMMANDS, *sweep_commands.COMMANDS)
 for _command in (*_LISTED, pull, doctor, demo, top, telemetry, rigs):
     overnight.add_command(_command)
 

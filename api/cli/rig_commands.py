@@ -107,6 +107,13 @@ def check_gpu(session: Session, gpu: str) -> None:
     )
 
 
+def _told(session: Session, answer: Json, words: str) -> None:
+    if session.as_json:
+        output.emit(answer)
+    else:
+        output.say(words, err=False)
+
+
 @click.command("rig")
 @with_rig
 def rig(session: Session) -> None:

@@ -31,11 +31,19 @@ class How:
 
 
 def submit(
-    session: Session, kind: str | None, values: Mapping[str, Any], *, file: Path | None = None, argv: Sequence[str] = ()
+    session: Session,
+    kind: str | None,
+    values: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    table: Path | None = None,
+    argv: Sequence[str] = (),
 ) -> None:
     """Submit a file, or one job of this kind, with what the flags say. Ends with the jobs' fate when it waits for it."""
     how = How(follow=values["follow_"], wait=values["wait"], dry_run=values["dry_run"], key=values["key"])
     body: Json = documents.read(file) if file else {"argv": list(argv)} if argv else {}
+    if table is not None:
+        body = documents.with_table(body, table.resolve())
     for document in documents.members(body):
         fields.change(document, flags.document(kind, values))
         if kind != "command":  # which has a field of this name
@@ -53,18 +61,17 @@ def send(session: Session, body: Json, folders: Sequence[Path], how: How) -> Non
         _dry_run(session, body, folders, how)
         return
     documents.send_files(session.client, body, folders, _note_upload)
-    jobs = _post(session, body, how)
+    jobs, sweep = _post(session, body, how)
+    if not session.as_json:
+        _announce(session, jobs, sweep)
     if how.follow or how.wait:
-        if not session.as_json:
-            _announce(session, jobs)
         _stay(session, jobs, how)
     elif session.as_json:
-        output.emit({"jobs": jobs} if documents.is_batch(body) else jobs[0])
-    else:
-        _announce(session, jobs)
+        output.emit({"sweep": sweep, "jobs": jobs} if documents.is_batch(body) else jobs[0])
 
 
-def _post(session: Session, body: Json, how: How) -> list[Json]:
+def _post(session: Session, body: Json, how: How) -> tuple[list[Json], str | None]:
+    """The jobs, and the sweep that they are."""
     key = how.key or new_key()
     post = session.client.submit_batch if documents.is_batch(body) else session.client.submit
     try:
@@ -75,13 +82,13 @@ def _post(session: Session, body: Json, how: How) -> list[Json]:
                 f"Whether it was stored is not known. Repeat the command with --key {key}: it is not stored twice."
             )
         raise
-    return list(answer["jobs"]) if "jobs" in answer else [answer]
+    return (list(answer["jobs"]), answer.get("sweep")) if "jobs" in answer else ([answer], None)
 
 
 def _dry_run(session: Session, body: Json, folders: Sequence[Path], how: How) -> None:
     files = documents.name_files(body, folders)
     try:
-        trials = _post(session, body, how)
+        trials, _ = _post(session, body, how)
     except ApiProblem as problem:
         # what would be uploaded is not there yet; its rows were checked here
         left = [error for error in problem.errors if not (files and "is not uploaded" in str(error.get("message")))]
@@ -107,7 +114,11 @@ def _stay(session: Session, jobs: list[Json], how: How) -> None:
     raise SystemExit(fate(ended))
 
 
-def _announce(session: Session, jobs: list[Json]) -> None:
+def _announce(session: Session, jobs: list[Json], sweep: str | None) -> None:
+    if sweep:
+        session.say(f"Sweep {sweep}: {len(jobs)} jobs, {jobs[0]['id']} to {jobs[-1]['id']}.")
+        session.say(f"Its table: overnight sweep {sweep}   {session.page_of_sweep(sweep)}")
+        return
     for job in jobs[:LISTED]:
         waits = f" waits: {job['waiting_because']}." if job.get("waiting_because") else ""
         tail = f"  {session.page_of(job['id'])}" if len(jobs) > 1 else ""

@@ -46,6 +46,10 @@ class Session:
         """The job's page."""
         return f"{self.access.url.text}/jobs/{job_id}"
 
+    def page_of_sweep(self, sweep_id: str) -> str:
+        """The sweep's page."""
+        return f"{self.access.url.text}/sweeps/{sweep_id}"
+
     def say(self, text: str) -> None:
         """A result for a person: on stdout, unless stdout is for JSON."""
         output.say(text, err=self.as_json)

@@ -26,6 +26,7 @@ class SubmitGroup(Commands):
         """Both ways."""
         formatter.write_usage(ctx.command_path, "finetune|generate|run [FLAGS]")
         formatter.write_usage(ctx.command_path, "FILE.toml|.yaml|.json [FLAGS]")
+        formatter.write_usage(ctx.command_path, "POINTS.csv --base FILE [FLAGS]")
 
 
 class SpecCommand(click.Command):
@@ -53,7 +54,8 @@ class SpecCommand(click.Command):
 def submit() -> None:
     """Give a rig work: a fine-tune, a generation, a command, or whatever a FILE describes.
 
-    FILE is a job document, a list of them ([[jobs]]), or a base with a sweep. Its local data files go along.
+    FILE is a job document, a list of them ([[jobs]]) that may name each other, or a base with a sweep; POINTS.csv has
+    one job of a sweep on each line. Local data files go along.
     The exit status with --follow or --wait is the job's fate: 0 succeeded, 1 failed, 3 cancelled, 6 over its time limit.
     """
 
@@ -117,12 +119,22 @@ def run(session: Session, argv: tuple[str, ...], **values: Any) -> None:
 
 @_command("file", None, hidden=True)
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="For a CSV file: what its jobs have in common.",
+)
 @how_to_submit
-def file(session: Session, file: Path, **values: Any) -> None:
+def file(session: Session, file: Path, base: Path | None, **values: Any) -> None:
     """Submit what a file describes; flags change every job in it."""
     if not file.exists():
         fail(_no_such_file(file), USAGE)
-    _submit(session, None, values, file=file)
+    is_table = file.suffix.lower() == ".csv"
+    if is_table and base is None:
+        fail(f"{file} has the points of a sweep; --base FILE names the job document that they change", USAGE)
+    if base is not None and not is_table:
+        fail(f"--base goes with a CSV file of points, and {file} is none", USAGE)
+    _submit(session, None, values, file=base or file, table=file if is_table else None)
 
 
 def _submit(session: Session, kind: str | None, values: Mapping[str, Any], **fields: Any) -> None:

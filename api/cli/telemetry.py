@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from api.cli import output
-from api.cli.flags import Duration
+from api.cli.moments import Duration
 from api.cli.session import USAGE, Session, fail, with_rig
 
 FORMATS = ("csv", "parquet")

@@ -51,7 +51,7 @@ function happened(type, event) {
   if (ownJob) {
     if (type === "resync" || type === "rig" || jobOf(event) === ownJob) want(parts);
   } else if (type === "progress" || type === "metric" || type === "log") {
-    want(["slots"]);
+    want(parts.includes("slots") ? ["slots"] : parts);
   } else {
     want(parts);
   }
@@ -164,7 +164,7 @@ function tick() {
   }
   const ended = ownJob && !document.querySelector("#jobhead.queued, #jobhead.running");
   const everyMs = ownJob ? IDLE_EVERY_MS.job : IDLE_EVERY_MS.slots;
-  if (!ended && Date.now() - fetchedAt >= everyMs) want(ownJob ? parts : ["slots"]);
+  if (!ended && Date.now() - fetchedAt >= everyMs) want(!ownJob && parts.includes("slots") ? ["slots"] : parts);
 }
 
 // -- buttons -----------------------------------------------------------------------------------------------------------

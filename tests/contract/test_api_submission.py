@@ -95,7 +95,7 @@ def test_a_sweep_makes_one_job_for_each_combination(client: TestClient) -> None:
         ({"jobs": []}, "at least one job"),
         ({"jobs": [COMMAND] * 10_001}, "one batch takes 10000"),
         ({"base": COMMAND, "sweep": {"gpus": []}}, "at least one value"),
-        ({"base": COMMAND, "sweep": {"a": list(range(100)), "b": list(range(100))}}, "makes 10000 jobs"),
+        ({"base": COMMAND, "sweep": {"a": list(range(101)), "b": list(range(100))}}, "makes 10100 jobs"),
         ({"base": COMMAND, "sweep": {"gpus": [1], "argv.x": [1]}}, "not an object in the base"),
         ({"job": COMMAND}, 'a batch has "jobs"'),
         ([COMMAND], "a batch is"),

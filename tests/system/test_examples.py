@@ -10,6 +10,8 @@ from attempts import curve, finish, log, run_folder
 
 from jobs import demo_model
 from jobs.data import check_prompts, check_training
+from jobs.expansion import expand
+from jobs.pipeline import linked, numbered
 from jobs.rundir import RunDir, read_json_lines
 from jobs.spec import parse
 
@@ -24,6 +26,18 @@ def document(name: str) -> dict[str, Any]:
 def test_every_document_is_valid(kind: str) -> None:
     spec = parse(document(kind))
     assert (spec.kind, spec.window) == (kind, "any")
+
+
+def test_the_pipeline_is_valid_and_its_jobs_wait_for_each_other() -> None:
+    batch = [numbered(parse(one), 7) for one in linked(document("pipeline")["jobs"])]
+    assert [spec.dependencies for spec in batch] == [(), ("7",), ("ended:7", "8")]
+
+
+@pytest.mark.parametrize(("name", "count"), [("sweep", 6), ("sweep-command", 8)])
+def test_every_job_of_the_sweeps_is_valid(name: str, count: int) -> None:
+    body = document(name)
+    found = expand(body["base"], body["sweep"], read_csv=str)
+    assert len([parse(one) for one in found.documents]) == count
 
 
 def test_their_rows_are_valid() -> None:
