@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from daemon import telemetry
 from daemon.here import Here
+from daemon.history import Expectations, History
 from daemon.plan import Facts, SlotFacts
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -16,6 +17,8 @@ from daemon.store import Event, Store
 from jobs.model import Job, State
 
 EVENTS_PER_READ = 1_000
+#: Durations are learned from so many of the jobs that ended last.
+ENDED_READ, ENDED_PER_READ = 1_000, 200
 #: What the sampler says of a GPU that must get no new job.
 UNFIT = frozenset({"lost", "suspect"})
 
@@ -30,6 +33,10 @@ class Ledger:
         self._last: str | None = None
         self._jobs: dict[str, Job] = {}
         self._fates: dict[str, State] = {}
+        #: What earlier jobs took.
+        self.history = History()
+        self._expectations = Expectations(self.history)
+        self._cards: dict[str, str] = {}
 
     def refresh(self) -> None:
         """Read the stream to its end."""
@@ -58,6 +65,9 @@ class Ledger:
         slots = [Slot.from_json(record) for record in self._store.rigs().get(rig, {}).get("slots", [])]
         with self._lock:
             jobs, fates = dict(self._jobs), dict(self._fates)
+            cards = {slot.id: _card(slot) for slot in slots}
+            self._cards |= cards
+            self._expectations = expected_s = self._expectations.at(now, jobs, cards)
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
         windows, zone = settings.windows, settings.zone
         waiting = [job for job in jobs.values() if job.state is State.QUEUED and job.offer is None]
@@ -81,6 +91,8 @@ class Ledger:
             paused=rig in paused,
             window_open=windows.is_open(now, zone),
             window_opens_at=windows.opens_at(now, zone),
+            closes_at=windows.closes_at(now, zone),
+            expected_s=expected_s,
             window_end=settings.window_end,
             leases=self._store.leases(),
             hold=disk_hold(settings),
@@ -98,6 +110,7 @@ class Ledger:
         self._jobs = self._store.unfinished()
         self._fates = {}
         self._learn_fates(self._jobs.values())
+        self._learn_history()
         self._last = last
 
     def _follow(self, events: Collection[Event]) -> None:
@@ -120,6 +133,7 @@ class Ledger:
                 self._fates.pop(job_id, None)
             else:
                 self._fates[job_id] = job.state
+                self.history.learn(job, self._card_of)
         self._learn_fates([records[job_id] for job_id in changed if job_id in self._jobs])
 
     def _learn_fates(self, jobs: Collection[Job]) -> None:
@@ -127,6 +141,28 @@ class Ledger:
         parents = {parent for job in jobs for parent, _ in job.parents}
         unknown = [p for p in parents if p not in self._jobs and p not in self._fates]
         self._fates |= {job.id: job.state for job in self._store.get_many(unknown).values() if job.state.final}
+
+    def _learn_history(self) -> None:
+        """From the jobs that ended last, the oldest first. What is known already is not learned twice."""
+        for record in self._store.rigs().values():
+            self._cards |= {slot.id: _card(slot) for slot in map(Slot.from_json, record.get("slots", ()))}
+        ended: list[Job] = []
+        cursor: str | None = None
+        while len(ended) < ENDED_READ:
+            page = self._store.ended(limit=ENDED_PER_READ, cursor=cursor)
+            ended += page.jobs
+            if (cursor := page.next) is None:
+                break
+        for job in reversed(ended):
+            self.history.learn(job, self._card_of)
+
+    def _card_of(self, slot: str) -> str:
+        return self._cards.get(slot, "")
+
+
+def _card(slot: Slot) -> str:
+    """What decides how fast it is; all CPU slots are alike."""
+    return slot.name if slot.is_gpu else "CPU"
 
 
 def disk_hold(settings: Settings) -> str | None:

@@ -58,7 +58,11 @@ class Facts:
     paused: bool = False
     window_open: bool = True
     window_opens_at: float | None = None
+    #: When the open window closes; None when it is closed or never closes.
+    closes_at: float | None = None
     window_end: str = "checkpoint"
+    #: Seconds that a waiting job will take, or that a running one has left (daemon.history); missing: unknown.
+    expected_s: Mapping[str, float] = field(default_factory=dict)
     #: Seconds left of each running job's lease.
     leases: Mapping[str, float] = field(default_factory=dict)
     #: Why nothing may start on the whole rig now (a full disk).
