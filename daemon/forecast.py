@@ -18,8 +18,10 @@ from jobs.model import End, Job, Outcome, State, WishKind
 DAY_S = 86_400.0
 #: So far ahead. Nobody believes a forecast beyond it.
 HORIZON_S = 7 * DAY_S
-#: So often `plan` is asked: a bound for the work. A thousand jobs need a thousand looks and some more.
-MAX_LOOKS = 4_000
+#: A bound for the work, in jobs looked at. A thousand jobs need a tenth of it.
+MAX_WORK = 1_000_000
+#: Besides its jobs, a look costs as much as so many.
+LOOK_COSTS = 50
 #: `plan` sees so many of the jobs that could start: those further back start later anyway.
 SEEN = 64
 #: Of a job that is like no other, and of a kind that has never run.
@@ -128,7 +130,7 @@ def forecast(
     guess_s: Callable[[str], float | None] = lambda kind: None,
     by: float | None = None,
     horizon_s: float = HORIZON_S,
-    max_looks: int = MAX_LOOKS,
+    max_work: int = MAX_WORK,
     until_done: str | None = None,
 ) -> Forecast:
     """Carry the plan out ahead.
@@ -136,7 +138,7 @@ def forecast(
     `by`: a deadline instead of the window's end. `guess_s`: what a kind usually takes. `until_done`: stop when this job is.
     """
     ahead = _Ahead(facts, windows, lasts or (lambda job, slot: facts.expected_s.get(job.id)), guess_s)
-    ahead.run(facts.now + horizon_s, max_looks, until_done)
+    ahead.run(facts.now + horizon_s, max_work, until_done)
     window_end = _window_end(facts, windows)
     outlooks = {job.id: ahead.outlook(job, facts) for job in _in_order(facts)}
     return Forecast(facts.now, window_end, by if by is not None else window_end, outlooks, ahead.now, ahead.cut)
@@ -171,8 +173,11 @@ class _Ahead:
         self._jobs = dict(facts.jobs)
         self._fates = dict(facts.fates)
         self._slots = {s.slot.id: replace(s, ready=True) for s in facts.slots}
-        self._waiting = [job for job in facts.waiting if not job.held]
-        self._later = sorted(job.not_before for job in self._waiting if job.not_before and job.not_before > facts.now)
+        self._waiting = {job.id: job for job in facts.waiting if not job.held}
+        self._work, self._in_order = 0, True
+        self._later = sorted(
+            job.not_before for job in self._waiting.values() if job.not_before and job.not_before > facts.now
+        )
         self._ends: list[tuple[float, str]] = []
         self._running: dict[str, Run] = {}
         self._left_s: dict[str, float] = {}
@@ -189,9 +194,9 @@ class _Ahead:
 
     # -- time goes on -----------------------------------------------------------------------------------------------------
 
-    def run(self, end: float, max_looks: int, until_done: str | None) -> None:
+    def run(self, end: float, max_work: int, until_done: str | None) -> None:
         """Until nothing is left to happen, `end`, the bound, or the end of one job."""
-        for _ in range(max_looks):
+        while self._work < max_work:
             self._look()
             if until_done is not None and until_done not in self._jobs:
                 return
@@ -222,6 +227,8 @@ class _Ahead:
     def _next_moment(self) -> float | None:
         while self._later and self._later[0] <= self.now:
             self._later.pop(0)
+        while self._ends and not self._is_end(*self._ends[0]):
+            heapq.heappop(self._ends)
         moments = [self._closes_at, self._opens_at, *self._later[:1], *(end for end, _ in self._ends[:1])]
         known = [moment for moment in moments if moment is not None and moment > self.now - 1e-9]
         busy = self._running or self._waiting
@@ -231,14 +238,18 @@ class _Ahead:
         self.now = moment
         while self._ends and self._ends[0][0] <= moment:
             end, job_id = heapq.heappop(self._ends)
-            if job_id in self._running and self._running[job_id].end_at == end:
+            if self._is_end(end, job_id):
                 self._finish(job_id)
-        zone = self._base.zone
-        if self._closes_at is not None or self._opens_at is not None:
+        if any(at is not None and at <= moment for at in (self._closes_at, self._opens_at)):
+            zone = self._base.zone
             self._closes_at, self._opens_at = (
                 self._windows.closes_at(moment, zone),
                 self._windows.opens_at(moment, zone),
             )
+
+    def _is_end(self, end: float, job_id: str) -> bool:
+        """Whether it still is: a run that was interrupted leaves its old one."""
+        return job_id in self._running and self._running[job_id].end_at == end
 
     def _facts(self) -> Facts:
         facts = replace(
@@ -253,27 +264,35 @@ class _Ahead:
             expected_s=self._told,
             leases={},
         )
-        # the planner's own answer for this, but only of those in front: a look must not cost more the longer the queue is
-        vars(facts)["waiting"] = tuple(self._front(facts))
-        return facts
+        # only those in front, or a look would cost more the longer the queue is
+        front = list(self._front(facts))
+        here = {name: self._jobs[name] for name in self._running}
+        return replace(facts, jobs=here | {job.id: job for job in front})
 
     def _front(self, facts: Facts) -> Iterator[Job]:
+        """The first that could start; and those that never can, for the planner to say so."""
+        if not self._in_order:
+            self._waiting = {
+                job.id: job for job in sorted(self._waiting.values(), key=lambda job: (job.rank, int(job.id)))
+            }
+            self._in_order = True
         seen = 0
-        for job in self._waiting:
+        self._work += LOOK_COSTS
+        for job in self._waiting.values():
+            self._work += 1
             if blocker(facts, job) is None:
                 yield job
                 seen += 1
                 if seen == SEEN:
                     return
             elif job.after and not any(parent in self._jobs for parent, _ in job.parents):
-                yield job  # it may be one that can never start
+                yield job
 
     # -- jobs start and end ---------------------------------------------------------------------------------------------------
 
     def _take_over(self, job: Job) -> None:
         """What runs or is about to, at the beginning."""
         if job.state is State.QUEUED:
-            self._waiting = [other for other in self._waiting if other.id != job.id]
             slots = job.slots
             self._jobs[job.id] = job = job.claimed(fence=job.fence, owner="forecast", now=self.now)
             self._begin(job, slots, self.now, self._length(job, slots[0]))
@@ -298,7 +317,7 @@ class _Ahead:
         job = self._jobs[job_id]
         offered = job.offered(rig=self._base.rig, slots=slots, now=self.now)
         self._jobs[job_id] = offered.claimed(fence=offered.fence, owner="forecast", now=self.now)
-        self._waiting.remove(job)
+        del self._waiting[job_id]
         self._begin(job, slots, self.now, self._length(job, slots[0]))
 
     def _begin(self, job: Job, slots: tuple[str, ...], start_at: float, left_s: float) -> None:
@@ -323,15 +342,13 @@ class _Ahead:
         self._left_s[job_id] = run.end_at - self.now if resumes(job) else self._whole_s(job, run)
         back = job.ended(fence=job.fence, outcome=Outcome(end=End.INTERRUPTED), now=self.now)
         self._jobs[job_id] = back
-        heapq.heappush(waiting := [(j.rank, int(j.id), j) for j in self._waiting], (back.rank, int(back.id), back))
-        self._waiting = [j for _, _, j in sorted(waiting)]
+        self._waiting[job_id], self._in_order = back, False
         return True
 
     def _cancel(self, job_id: str, reason: str) -> bool:
-        job = self._jobs.pop(job_id, None)
-        if job is None or job not in self._waiting:
+        if self._waiting.pop(job_id, None) is None:
             return False
-        self._waiting.remove(job)
+        del self._jobs[job_id]
         self._fates[job_id] = State.CANCELLED
         self._never[job_id] = reason
         return True
@@ -458,9 +475,10 @@ def _ancestors(found: Forecast, job: Job) -> set[str]:
 
 
 def _overshoot_s(found: Forecast, job: Job) -> float:
-    """GPU seconds by which it misses the deadline."""
-    end_at = found.jobs[job.id].end_at or found.until
-    return max(1.0, end_at - (found.deadline or end_at)) * job.gpus
+    """GPU seconds of its work that lie behind the deadline."""
+    outlook, deadline = found.jobs[job.id], found.deadline or 0.0
+    behind_s = sum(max(0.0, run.end_at - max(run.start_at, deadline)) for run in outlook.runs)
+    return max(1.0, behind_s) * job.gpus
 
 
 def _enough(found: Forecast, ahead: Collection[Outlook], needed_s: float) -> tuple[str, ...]:
