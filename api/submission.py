@@ -109,10 +109,15 @@ def submit(
 
 def would_wait_because(specs: Sequence[Spec], facts: Facts) -> list[str | None]:
     """Why each of these jobs would wait, were it submitted now."""
-    first = max((int(job_id) for job_id in facts.jobs), default=0) + 1
-    jobs = [new_job(spec, number, facts.now) for number, spec in enumerate(specs, first)]
+    jobs = supposed(specs, facts)
     then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
     return [explain(then, job) for job in jobs]
+
+
+def supposed(specs: Sequence[Spec], facts: Facts) -> list[Job]:
+    """The records that these would get, were they submitted now."""
+    first = max((int(job_id) for job_id in facts.jobs), default=0) + 1
+    return [new_job(spec, number, facts.now) for number, spec in enumerate(specs, first)]
 
 
 def _still_there(jobs: list[Job]) -> list[Job]:

@@ -5,7 +5,7 @@ Each change of a record adds its event in the same transaction, so a copy that r
 
 import shutil
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 from daemon import telemetry
 from daemon.here import Here
@@ -65,9 +65,7 @@ class Ledger:
         slots = [Slot.from_json(record) for record in self._store.rigs().get(rig, {}).get("slots", [])]
         with self._lock:
             jobs, fates = dict(self._jobs), dict(self._fates)
-            cards = {slot.id: _card(slot) for slot in slots}
-            self._cards |= cards
-            self._expectations = expected_s = self._expectations.at(now, jobs, cards)
+            self._cards |= {slot.id: card(slot) for slot in slots}
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
         windows, zone = settings.windows, settings.zone
         waiting = [job for job in jobs.values() if job.state is State.QUEUED and job.offer is None]
@@ -92,7 +90,7 @@ class Ledger:
             window_open=windows.is_open(now, zone),
             window_opens_at=windows.opens_at(now, zone),
             closes_at=windows.closes_at(now, zone),
-            expected_s=expected_s,
+            expected_s=self.expected_s(now, jobs, slots),
             window_end=settings.window_end,
             leases=self._store.leases(),
             hold=disk_hold(settings),
@@ -102,6 +100,11 @@ class Ledger:
             away=rigs.away,
             others=rigs.others,
         )
+
+    def expected_s(self, now: float, jobs: Mapping[str, Job], slots: Iterable[Slot]) -> Mapping[str, float]:
+        """Seconds that these jobs will take on these slots, or have left, as far as history knows."""
+        self._expectations = self._expectations.at(now, jobs, {slot.id: card(slot) for slot in slots})
+        return self._expectations
 
     def _load(self) -> None:
         last = (
@@ -145,7 +148,7 @@ class Ledger:
     def _learn_history(self) -> None:
         """From the jobs that ended last, the oldest first. What is known already is not learned twice."""
         for record in self._store.rigs().values():
-            self._cards |= {slot.id: _card(slot) for slot in map(Slot.from_json, record.get("slots", ()))}
+            self._cards |= {slot.id: card(slot) for slot in map(Slot.from_json, record.get("slots", ()))}
         ended: list[Job] = []
         cursor: str | None = None
         while len(ended) < ENDED_READ:
@@ -160,8 +163,8 @@ class Ledger:
         return self._cards.get(slot, "")
 
 
-def _card(slot: Slot) -> str:
-    """What decides how fast it is; all CPU slots are alike."""
+def card(slot: Slot) -> str:
+    """What decides how fast it is: the card's name. All CPU slots are alike."""
     return slot.name if slot.is_gpu else "CPU"
 
 

@@ -135,26 +135,29 @@ def forecast(
 ) -> Forecast:
     """Carry the plan out ahead.
 
-    `by`: a deadline instead of the window's end. `guess_s`: what a kind usually takes. `until_done`: stop when this job is.
+    `by`: a deadline instead of the window's end. `guess_s`: what a kind usually takes. `until_done`: stop when this job is, and
+    tell of this one only.
     """
     ahead = _Ahead(facts, windows, lasts or (lambda job, slot: facts.expected_s.get(job.id)), guess_s)
     ahead.run(facts.now + horizon_s, max_work, until_done)
     window_end = _window_end(facts, windows)
-    outlooks = {job.id: ahead.outlook(job, facts) for job in _in_order(facts)}
+    shown = _in_order(facts) if until_done is None else [facts.jobs[until_done]]
+    outlooks = {job.id: ahead.outlook(job, facts) for job in shown}
     return Forecast(facts.now, window_end, by if by is not None else window_end, outlooks, ahead.now, ahead.cut)
 
 
-def give_way(facts: Facts, found: Forecast, windows: Windows, **how: object) -> GiveWay | None:
-    """For the first late job: the jobs of lowest rank that would have to wait. `how` as for `forecast`."""
+def give_way(facts: Facts, found: Forecast, again: Callable[..., Forecast]) -> GiveWay | None:
+    """For the first late job: the jobs of lowest rank that would have to wait. `again`: how `found` was made."""
     late = [name for name in found.late if found.jobs[name].job.state is State.QUEUED]
-    if not late or found.deadline is None:
+    if not late or found.deadline is None or found.cut:
         return None
     job = found.jobs[late[0]].job
     in_its_way = _in_its_way(found, job)
     needed_s = _overshoot_s(found, job)
     for _ in range(TRIALS):
-        hold = _enough(found, in_its_way, needed_s)
-        then = _without(facts, hold, windows, found.deadline, job.id, **how)
+        hold = _enough(in_its_way, needed_s)
+        jobs = {name: replace(other, held=True) if name in hold else other for name, other in facts.jobs.items()}
+        then = again(replace(facts, jobs=jobs), horizon_s=found.deadline - facts.now, until_done=job.id)
         end_at = then.jobs[job.id].end_at
         if end_at is not None and end_at <= found.deadline:
             return GiveWay(job.id, hold, end_at)
@@ -293,9 +296,8 @@ class _Ahead:
     def _take_over(self, job: Job) -> None:
         """What runs or is about to, at the beginning."""
         if job.state is State.QUEUED:
-            slots = job.slots
-            self._jobs[job.id] = job = job.claimed(fence=job.fence, owner="forecast", now=self.now)
-            self._begin(job, slots, self.now, self._length(job, slots[0]))
+            self._jobs[job.id] = job.claimed(fence=job.fence, owner="forecast", now=self.now)
+            self._begin(job, job.slots, self.now, self._length(job, job.slots[0]))
             return
         if job.progress is not None and job.progress.eta_s is not None:
             self._basis[job.id] = Basis.PROGRESS
@@ -481,7 +483,7 @@ def _overshoot_s(found: Forecast, job: Job) -> float:
     return max(1.0, behind_s) * job.gpus
 
 
-def _enough(found: Forecast, ahead: Collection[Outlook], needed_s: float) -> tuple[str, ...]:
+def _enough(ahead: Collection[Outlook], needed_s: float) -> tuple[str, ...]:
     """So many of them that they free the GPU seconds before the deadline."""
     hold: list[str] = []
     for outlook in ahead:
@@ -490,11 +492,3 @@ def _enough(found: Forecast, ahead: Collection[Outlook], needed_s: float) -> tup
         hold.append(outlook.job.id)
         needed_s -= sum((run.end_at - run.start_at) * len(run.slots) for run in outlook.runs)
     return tuple(hold)
-
-
-def _without(
-    facts: Facts, hold: Collection[str], windows: Windows, deadline: float, job_id: str, **how: object
-) -> Forecast:
-    jobs = {name: replace(job, held=True) if name in hold else job for name, job in facts.jobs.items()}
-    then = replace(facts, jobs=jobs)
-    return forecast(then, windows, horizon_s=deadline - facts.now, until_done=job_id, **how)  # type: ignore[arg-type]

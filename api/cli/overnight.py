@@ -7,6 +7,7 @@ import click
 from api.cli import job_commands, rig_commands
 from api.cli.demo import demo
 from api.cli.doctor import doctor
+from api.cli.plan import plan
 from api.cli.pull import pull
 from api.cli.session import Commands
 
@@ -17,7 +18,7 @@ def overnight() -> None:
     """Keep a GPU rig working while its owner sleeps. `submit` gives it work; this does the rest."""
 
 
-for _command in (*rig_commands.COMMANDS, *job_commands.COMMANDS, pull, doctor, demo):
+for _command in (*rig_commands.COMMANDS, *job_commands.COMMANDS, pull, plan, doctor, demo):
     overnight.add_command(_command)
 
 

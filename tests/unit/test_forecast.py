@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -17,7 +18,7 @@ from jobs.model import Job, Priority, Progress, State, Wish, WishKind, rank_of
 UTC = ZoneInfo("UTC")
 NOW = 1_795_644_000.0  # a Wednesday, 22:00 UTC
 HOUR = 3_600.0
-NIGHT = Windows.parse("22:00-08:00")
+ALWAYS, NIGHT = Windows(), Windows.parse("22:00-08:00")
 
 
 def job(number: int, *, priority: Priority = Priority.NORMAL, **facts: Any) -> Job:
@@ -32,7 +33,7 @@ def running(number: int, *slots: str, since: float = NOW, eta_s: float | None = 
 
 
 def facts(
-    *jobs: Job, gpus: int = 1, hours: dict[int, float] | None = None, windows: Windows = Windows(), **more: Any
+    *jobs: Job, gpus: int = 1, hours: dict[int, float] | None = None, windows: Windows = ALWAYS, **more: Any
 ) -> Facts:
     taken = {slot: j.id for j in jobs for slot in j.slots}
     slots = tuple(SlotFacts(Slot(f"GPU-{n}", "card", n), job=taken.get(f"GPU-{n}")) for n in range(gpus))
@@ -157,13 +158,13 @@ def test_what_would_have_to_give_is_the_least_important_that_is_enough() -> None
     four = facts(job(1), job(2), job(3), low, hours={1: 4, 2: 4, 3: 4, 4: 1}, windows=NIGHT)
     found = forecast(four, NIGHT)
     assert found.late == ("3", "4")
-    gives = give_way(four, found, NIGHT)
+    gives = give_way(four, found, partial(forecast, windows=NIGHT))
     assert gives is not None and (gives.job, gives.hold, gives.end_at) == ("3", ("2",), NOW + 8 * HOUR)
 
 
 def test_a_job_longer_than_the_night_has_nobody_to_blame() -> None:
     long = facts(job(1), job(2), hours={1: 1, 2: 11}, windows=NIGHT)
-    gives = give_way(long, forecast(long, NIGHT), NIGHT)
+    gives = give_way(long, forecast(long, NIGHT), partial(forecast, windows=NIGHT))
     assert gives is not None and gives.hold == () and gives.end_at is None
 
 
