@@ -15,7 +15,7 @@ from api.cli.session import USAGE, Session, fail, with_rig
 Json = dict[str, Any]
 
 #: Lanes are drawn for so long at most.
-LONGEST = timedelta(hours=24)
+LONGEST, SHORTEST = timedelta(hours=24), timedelta(minutes=2)
 #: Without --all, so many jobs are listed.
 LISTED = 40
 #: Fewer columns than this for the time and a lane says nothing.
@@ -54,8 +54,12 @@ def expectation(planned: Mapping[str, Any], *, now: datetime | None = None) -> s
     start, now = output.moment(planned.get("start_at")), now or datetime.now().astimezone()
     if start is None:
         return ""
-    soon = start <= now + timedelta(seconds=60)
-    starts = "starts now" if soon else f"starts about {output.clock(planned['start_at'], now=now)}"
+    soon = "now" if start <= now + timedelta(seconds=5) else "within a minute"
+    starts = (
+        f"starts {soon}"
+        if start <= now + timedelta(minutes=1)
+        else f"starts about {output.clock(planned['start_at'], now=now)}"
+    )
     if planned["basis"] == "unknown" or planned.get("end_at") is None:
         why = "nothing like it has run yet" if planned["basis"] == "unknown" else "it ends beyond the forecast"
         return f"Expected: {starts}; when it ends is not known ({why})."
@@ -91,11 +95,14 @@ def lanes(found: Json, columns: int) -> list[str]:
 
 
 def _extent(found: Json) -> tuple[datetime, datetime]:
-    """From now to the last end or the deadline, a day at most."""
+    """From now to the last end, a day at most; to the deadline, when that is not far behind it."""
     start = output.moment(found["at"]) or datetime.now().astimezone()
     ends = [output.moment(run["end_at"]) for lane in found["lanes"] for run in lane["runs"]]
-    last = max([end for end in (*ends, output.moment(found["deadline"])) if end], default=start)
-    return start, max(start + timedelta(minutes=10), min(last, start + LONGEST))
+    last = max((end for end in ends if end), default=start)
+    deadline = output.moment(found["deadline"])
+    if deadline is not None and deadline - start < 2 * (last - start):
+        last = max(last, deadline)
+    return start, max(start + SHORTEST, min(last, start + LONGEST))
 
 
 def _scale(start: datetime, end: datetime, room: int) -> Callable[[datetime], int]:
