@@ -21,7 +21,7 @@ from jobs.model import Job
 from jobs.spec import Spec, parse
 
 #: A submission waits for the answer: less work than for the whole night.
-WORK_FOR_ONE = 200_000
+WORK_FOR_ONE = 60_000
 #: Epoch seconds that every calendar can show.
 FURTHEST = 4e9
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from daemon.history import resumes
+from daemon.history import OVERRUN, resumes
 from daemon.plan import Cancel, Facts, Interrupt, Offer, blocker, explain, plan
 from daemon.window import Windows
 from jobs.model import End, Job, Outcome, State, WishKind
@@ -18,12 +18,12 @@ from jobs.model import End, Job, Outcome, State, WishKind
 DAY_S = 86_400.0
 #: So far ahead. Nobody believes a forecast beyond it.
 HORIZON_S = 7 * DAY_S
-#: A bound for the work, in jobs looked at. A thousand jobs need a tenth of it.
-MAX_WORK = 1_000_000
+#: A bound for the work, in jobs looked at. A thousand jobs need a third of it.
+MAX_WORK = 300_000
 #: Besides its jobs, a look costs as much as so many.
 LOOK_COSTS = 50
 #: `plan` sees so many of the jobs that could start: those further back start later anyway.
-SEEN = 64
+SEEN = 32
 #: Of a job that is like no other, and of a kind that has never run.
 UNKNOWN_S = 3_600.0
 #: In one moment: what was interrupted makes room for what is offered, and so on.
@@ -268,28 +268,31 @@ class _Ahead:
             leases={},
         )
         # only those in front, or a look would cost more the longer the queue is
-        front = list(self._front(facts))
-        here = {name: self._jobs[name] for name in self._running}
-        return replace(facts, jobs=here | {job.id: job for job in front})
+        able, never = self._front(facts)
+        jobs = {job.id: job for job in (*(self._jobs[name] for name in self._running), *able, *never)}
+        told = {name: seconds for name in jobs if (seconds := self._seconds(name)) is not None}
+        facts = replace(facts, jobs=jobs, expected_s=told)
+        # what the facts would find out again
+        vars(facts).update(waiting=tuple(sorted((*able, *never), key=_place)), startable=tuple(able))
+        return facts
 
-    def _front(self, facts: Facts) -> Iterator[Job]:
+    def _front(self, facts: Facts) -> tuple[list[Job], list[Job]]:
         """The first that could start; and those that never can, for the planner to say so."""
         if not self._in_order:
-            self._waiting = {
-                job.id: job for job in sorted(self._waiting.values(), key=lambda job: (job.rank, int(job.id)))
-            }
+            self._waiting = {job.id: job for job in sorted(self._waiting.values(), key=_place)}
             self._in_order = True
-        seen = 0
+        able: list[Job] = []
+        never: list[Job] = []
         self._work += LOOK_COSTS
         for job in self._waiting.values():
             self._work += 1
             if blocker(facts, job) is None:
-                yield job
-                seen += 1
-                if seen == SEEN:
-                    return
+                able.append(job)
+                if len(able) == SEEN:
+                    break
             elif job.after and not any(parent in self._jobs for parent, _ in job.parents):
-                yield job
+                never.append(job)
+        return able, never
 
     # -- jobs start and end ---------------------------------------------------------------------------------------------------
 
@@ -306,7 +309,7 @@ class _Ahead:
             left_s = job.progress.eta_s
         if left_s is None:
             elapsed_s = self.now - job.attempts[-1].started_at
-            left_s = max(self._guess(job) - elapsed_s, elapsed_s / 10)
+            left_s = max(self._guess(job) - elapsed_s, OVERRUN * elapsed_s)
         else:
             self._basis.setdefault(job.id, Basis.HISTORY)
         # its own word is in the numbers now; later in the night it would be an old one
@@ -396,11 +399,13 @@ class _Ahead:
         whole_s = self._lasts(self._base.jobs[job.id], run.slots[0])
         return whole_s if whole_s is not None else max(run.end_at - run.start_at, self._guess(job))
 
-    def seconds(self, job_id: str) -> float | None:
+    def _seconds(self, job_id: str) -> float | None:
         """What `plan` is told of a job: what is known, never a guess."""
-        if job_id in self._running:
-            sure = self._basis.get(job_id) in (Basis.HISTORY, Basis.PROGRESS)
-            return max(0.0, self._running[job_id].end_at - self.now) if sure else None
+        if (run := self._running.get(job_id)) is not None:
+            basis = self._basis.get(job_id)
+            # near its end it will be told as history tells it then
+            least_s = OVERRUN * (self.now - run.start_at) if basis is Basis.HISTORY else 0.0
+            return max(least_s, run.end_at - self.now) if basis in (Basis.HISTORY, Basis.PROGRESS) else None
         known_s = self._base.expected_s.get(job_id)
         return self._left_s.get(job_id, known_s) if known_s is not None else None
 
@@ -421,7 +426,7 @@ class _Told(Mapping[str, float]):
         self._ahead = ahead
 
     def __getitem__(self, job_id: str) -> float:
-        seconds = self._ahead.seconds(job_id)
+        seconds = self._ahead._seconds(job_id)
         if seconds is None:
             raise KeyError(job_id)
         return seconds
@@ -433,9 +438,13 @@ class _Told(Mapping[str, float]):
         return sum(1 for _ in self)
 
 
+def _place(job: Job) -> tuple[float, int]:
+    return job.rank, int(job.id)
+
+
 def _in_order(facts: Facts) -> Iterable[Job]:
     """Running jobs, then the waiting ones as they stand in the queue."""
-    return sorted(facts.jobs.values(), key=lambda job: (not job.slots, job.rank, int(job.id)))
+    return sorted(facts.jobs.values(), key=lambda job: (not job.slots, *_place(job)))
 
 
 def _window_end(facts: Facts, windows: Windows) -> float | None:
@@ -464,7 +473,7 @@ def _in_its_way(found: Forecast, job: Job) -> list[Outlook]:
         if outlook.job.state is State.QUEUED and outlook.job.offer is None and outlook.job.id not in needed
         and outlook.job.id != job.id and outlook.start_at is not None and (start_at is None or outlook.start_at < start_at)
     ]  # fmt: skip
-    return sorted(ahead, key=lambda outlook: (outlook.job.rank, int(outlook.job.id)), reverse=True)
+    return sorted(ahead, key=lambda outlook: _place(outlook.job), reverse=True)
 
 
 def _ancestors(found: Forecast, job: Job) -> set[str]:
