@@ -250,6 +250,17 @@ class Client:
         """Start nothing more, on one GPU or on the whole rig. `now`: what runs there saves its work and waits again."""
         return self._json("POST", f"/gpus/{_part(gpu)}/pause" if gpu else "/rig/pause", json={"now": now})
 
+    def plan(self, *, what_if: Mapping[str, Any] | None = None, by: str = "") -> Json:
+        """The forecast: what ends when, lanes per slot, what will be late; with these documents at the end of the queue."""
+        params = {"by": by} if by else {}
+        if what_if is None:
+            return self._json("GET", "/plan", params=params)
+        return self._json("POST", "/plan", json=dict(what_if), params=params)
+
+    def job_plan(self, job_id: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Json:
+        """When one job is expected to start and end. Asked once: an answer that does not come is not missed."""
+        return self._json("GET", f"/jobs/{_part(job_id)}/plan", once=True, timeout=_timeout(timeout_s))
+
     def resume(self, gpu: str = "") -> Json:
         """Start jobs again, on one GPU or on the whole rig."""
         return self._json("POST", f"/gpus/{_part(gpu)}/resume" if gpu else "/rig/resume")
@@ -323,13 +334,15 @@ class Client:
             raise RigUnreachable(self.url, "what answers there is not Overnight", sent=True)
         return answer
 
-    def _call(self, method: str, path: str, *, root: bool = False, **options: Any) -> "httpx.Response":
+    def _call(
+        self, method: str, path: str, *, root: bool = False, once: bool = False, **options: Any
+    ) -> "httpx.Response":
         """One call. It is repeated when it breaks and may be: all but a POST without a key change nothing twice."""
         import httpx
 
         url = self.url + ("" if root else "/api/v1") + path
         may_repeat = method not in ("POST", "PATCH") or "Idempotency-Key" in (options.get("headers") or {})
-        pauses = iter(REPEAT_AFTER_S if may_repeat else ())
+        pauses = iter(REPEAT_AFTER_S if may_repeat and not once else ())
         sent = False
         while True:
             try:

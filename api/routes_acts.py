@@ -1,6 +1,7 @@
 """The page's buttons: plain forms, so that they work without script. The script sends the same forms and stays on the page.
 
     POST /do/jobs/{id}/{verb}     cancel preempt retry hold release, move (position=), priority (priority=)
+    POST /do/sweeps/{id}/cancel
     POST /do/gpus/{slot}/{verb}   pause resume release free
     POST /do/rig/{verb}           pause resume
 
@@ -16,7 +17,7 @@ import redis
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 
-from api import acts, page, routes_jobs, routes_rig
+from api import acts, page, routes_jobs, routes_rig, routes_sweeps, sweep_panel
 from api.acts import Act
 from api.auth import NEXT
 from api.context import Context, Rig
@@ -88,6 +89,19 @@ def do_with_slot(slot_id: str, verb: str, request: Request, form: Form, rig: Rig
         return None if _asks(found, form) else deeds[verb]()
 
     return _answer(request, form, rig, deed, found, back="/")
+
+
+@router.post("/do/sweeps/{sweep_id}/cancel", dependencies=[OurPage])
+def cancel_sweep(sweep_id: str, request: Request, form: Form, rig: Rig) -> Response:
+    """A sweep's button."""
+    found: list[Act] = []
+
+    def deed() -> object:
+        sweep = routes_sweeps.known(sweep_id, rig)
+        found.extend(sweep_panel.acts(rig.tables.of(sweep)))
+        return None if _asks(found, form) else routes_sweeps.cancel_sweep(sweep, rig)
+
+    return _answer(request, form, rig, deed, found, back=f"/sweeps/{quote(sweep_id, safe='')}")
 
 
 @router.post("/do/rig/{verb}", dependencies=[OurPage])
