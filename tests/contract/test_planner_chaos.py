@@ -15,8 +15,9 @@ from jobs.model import Cause, End, InvalidTransition, Outcome, State, Wish, Wish
 from jobs.spec import parse
 
 SLOTS = tuple(Slot(f"GPU-{n}", "card", n, 24 << 30) for n in range(4))
-JOBS = 24
+JOBS = 12
 ENDS = (
+    Outcome(end=End.SUCCEEDED),
     Outcome(end=End.SUCCEEDED),
     Outcome(end=End.SUCCEEDED),
     Outcome(end=End.INTERRUPTED),
@@ -145,7 +146,7 @@ class World:
             assert (record.state, record.fence, record.slots) == (State.RUNNING, fence, slots)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 40))])
 def test_nothing_is_offered_twice_and_nothing_runs_twice(store: Store, tmp_path: Path, seed: int) -> None:
     store.describe_rig("rig", {"slots": [slot.to_json() for slot in SLOTS]})
     luck = random.Random(seed)
@@ -164,10 +165,10 @@ def test_nothing_is_offered_twice_and_nothing_runs_twice(store: Store, tmp_path:
     store.submit(specs, now=1.0)
     world = World(store, tmp_path, seed)
     try:
-        for _ in range(4_000):
+        for steps in range(4_000):
             world.step()
             world.check()
-            if store.counts()["queued"] + store.counts()["running"] == 0:
+            if steps % 25 == 0 and store.counts()["queued"] + store.counts()["running"] == 0:
                 break
         assert all(job.state.final for job in store.get_many([str(n) for n in range(1, JOBS + 1)]).values())
         assert all(store.occupant("rig", slot.id) is None for slot in SLOTS)
