@@ -98,7 +98,7 @@ class Conditions:
         """The condition of each GPU. Without a sampler nothing is known, and nothing held: telemetry never stops the work."""
         if live.stale:
             self.latest = {}
-            return self.latest
+            return {}
         # a job that has just left must be noticed before the next sample comes
         fresh = live.at != self._read_at
         for slot, seen in live.slots.items():
@@ -109,7 +109,7 @@ class Conditions:
                 self._note(memory, seen, occupied.get(slot), live.at or now, now)
                 self.latest[slot] = self._judge(memory, seen, now)
         self._read_at = live.at
-        return self.latest
+        return dict(self.latest)
 
     # -- what is seen ---------------------------------------------------------------------------------------------------
 

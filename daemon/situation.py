@@ -146,7 +146,8 @@ class Facts:
     @cached_property
     def left_behind(self) -> tuple[Job, ...]:
         """Jobs that occupy slots of rigs that are silent."""
-        return tuple(job for job in self.jobs.values() if job.rig in self.away) if self.away else ()
+        found = (job for job in self.jobs.values() if job.rig in self.away) if self.away else ()
+        return tuple(sorted(found, key=lambda job: int(job.id)))
 
     @cached_property
     def leaving(self) -> Mapping[str, str]:
