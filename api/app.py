@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import (
     page,
+    routes_acts,
     routes_events,
     routes_inputs,
     routes_jobs,
@@ -99,6 +100,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     app.include_router(routes_rig.health)
     app.include_router(routes_telemetry.prometheus)
     app.include_router(page.router)
+    app.include_router(routes_acts.router)
     # the last one added is the first one asked
     app.add_middleware(Authenticated, keys=keys, other_rig=elsewhere.admits)
     app.add_middleware(Guard, settings=settings)

@@ -130,7 +130,8 @@ class Authenticated:
         elif await self._other_rig(scope):
             await self._app({**scope, ASKED_BY_RIG: True}, receive, send)
         elif _is_browser(scope):
-            await RedirectResponse(f"/login?next={quote(scope['path'], safe='/')}", 303)(scope, receive, send)
+            wanted = scope["path"] if scope["method"] != "POST" else "/"  # a form's address shows nothing
+            await RedirectResponse(f"/login?next={quote(wanted, safe='/')}", 303)(scope, receive, send)
         else:
             words = "Send `Authorization: Bearer <token>`. The token is in the rig's home, in the file `token`."
             await problem(401, words, headers={"WWW-Authenticate": "Bearer"})(scope, receive, send)
@@ -190,8 +191,8 @@ def _cookies(headers: list[tuple[bytes, bytes]]) -> Iterator[str]:
 
 
 def _is_browser(scope: Scope) -> bool:
-    """A person opens a page: show the login instead of JSON."""
-    if scope["method"] not in ("GET", "HEAD") or scope["path"].startswith("/api/"):
+    """A person opens a page or sends a form: show the login instead of JSON."""
+    if scope["method"] not in ("GET", "HEAD", "POST") or scope["path"].startswith("/api/"):
         return False
     accepted = b",".join(value for name, value in scope["headers"] if name == b"accept")
     return b"text/html" in accepted

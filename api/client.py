@@ -9,7 +9,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -88,28 +88,34 @@ class Client:
         return self._submit("/jobs/batch", body, key, dry_run)
 
     def jobs(self, **filters: Any) -> Json:
-        """One page, newest first: `{"jobs": [...], "next": cursor or None}`. Filters: state, kind, tag, q, limit, cursor."""
+        """One page, newest first: `{"jobs": [...], "next": cursor or None}`. Filters: state, kind, tag, q, order, limit, cursor."""
         return self._json("GET", "/jobs", params={k: v for k, v in filters.items() if v is not None})
 
     def job(self, job_id: str) -> Json:
         """One job."""
         return self._json("GET", f"/jobs/{_part(job_id)}")
 
-    def edit(self, job_id: str, changes: Mapping[str, Any]) -> Json:
-        """Change a waiting job."""
-        return self._json("PATCH", f"/jobs/{_part(job_id)}", json=dict(changes))
+    def edit(self, job_id: str, changes: Mapping[str, Any], *, revision: str = "") -> Json:
+        """Change a waiting job: a merge patch of its document, `held`, `position`. With the job's `revision` as it was
+        read, an edit that somebody else has made since is not overwritten (ApiProblem 412)."""
+        headers = {"If-Match": revision} if revision else {}
+        return self._json("PATCH", f"/jobs/{_part(job_id)}", json=dict(changes), headers=headers)
 
-    def cancel(self, job_id: str) -> Json:
-        """Ask it to stop."""
-        return self._json("POST", f"/jobs/{_part(job_id)}/cancel")
+    def move(self, job_ids: Sequence[str], position: str) -> Json:
+        """Put waiting jobs to a place in the queue: `first`, `last`, `before:139`, `after:139`."""
+        return self._json("POST", "/jobs/move", json={"jobs": list(job_ids), "position": position})
+
+    def cancel(self, job_id: str, *, only_if: str = "") -> Json:
+        """Ask it to stop; with a state, only when it is still in that one."""
+        return self._json("POST", f"/jobs/{_part(job_id)}/cancel", **_only_if(only_if))
 
     def retry(self, job_id: str) -> Json:
         """Put a failed or cancelled job back into the queue."""
         return self._json("POST", f"/jobs/{_part(job_id)}/retry")
 
-    def preempt(self, job_id: str) -> Json:
+    def preempt(self, job_id: str, *, only_if: str = "") -> Json:
         """Ask a running job to save its work and to wait again."""
-        return self._json("POST", f"/jobs/{_part(job_id)}/preempt")
+        return self._json("POST", f"/jobs/{_part(job_id)}/preempt", **_only_if(only_if))
 
     def remove(self, job_id: str) -> None:
         """Delete an ended job and its run folder."""
@@ -218,9 +224,9 @@ class Client:
         """Every slot with its latest sample and what it does."""
         return list(self._json("GET", "/gpus")["gpus"])
 
-    def pause(self, gpu: str = "") -> Json:
-        """Start nothing more, on one GPU or on the whole rig."""
-        return self._json("POST", f"/gpus/{_part(gpu)}/pause" if gpu else "/rig/pause")
+    def pause(self, gpu: str = "", *, now: bool = False) -> Json:
+        """Start nothing more, on one GPU or on the whole rig. `now`: what runs there saves its work and waits again."""
+        return self._json("POST", f"/gpus/{_part(gpu)}/pause" if gpu else "/rig/pause", json={"now": now})
 
     def resume(self, gpu: str = "") -> Json:
         """Start jobs again, on one GPU or on the whole rig."""
@@ -229,6 +235,14 @@ class Client:
     def rig(self) -> Json:
         """Settings in force, window, versions, health."""
         return self._json("GET", "/rig")
+
+    def rigs(self) -> list[Json]:
+        """Every rig of the queue, and whether it lives."""
+        return list(self._json("GET", "/rigs")["rigs"])
+
+    def forget_rig(self, name: str) -> None:
+        """Take a rig that will not come back out of the queue."""
+        self._call("DELETE", f"/rigs/{_part(name)}")
 
     def is_ready(self) -> bool:
         """Whether the rig can accept and run jobs now."""
@@ -346,6 +360,10 @@ def _timeout(seconds: float) -> "httpx.Timeout":
     import httpx
 
     return httpx.Timeout(seconds, connect=CONNECT_TIMEOUT_S)
+
+
+def _only_if(state: str) -> Json:
+    return {"json": {"only_if": state}} if state else {}
 
 
 def _part(text: str) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -80,6 +80,14 @@ class Curves:
         return known
 
 
+def curves_of(rows: Iterable[object]) -> dict[str, Curve]:
+    """The same of rows that another rig has read."""
+    values: dict[str, dict[float, float]] = {}
+    for row in rows:
+        _note(values, row)
+    return {name: sorted(points.items()) for name, points in values.items()}
+
+
 def _read_on(file: IO[bytes], known: _Followed) -> None:
     file.seek(known.offset)
     added = file.read(READ_AT_ONCE_BYTES)
@@ -120,9 +128,14 @@ def log_end(folder: RunDir) -> list[str]:
         text = os.pread(descriptor, TAIL_BYTES, max(0, length - TAIL_BYTES)).decode(errors="replace")
     finally:
         os.close(descriptor)
+    return lines_of(text, cut=length > TAIL_BYTES)
+
+
+def lines_of(text: str, *, cut: bool = False) -> list[str]:
+    """The last lines of a log's text as plain text. `cut`: its first line may be a part of one."""
     lines = text.removesuffix("\n").split("\n") if text else []
-    if length > TAIL_BYTES and len(lines) > 1:
-        del lines[0]  # cut in the middle
+    if cut and len(lines) > 1:
+        del lines[0]
     return [_plain(line) for line in lines[-TAIL_LINES:]]
 
 
@@ -143,7 +156,12 @@ class File:
 
 def files(folder: RunDir) -> tuple[list[File], bool]:
     """What the run folder holds, results first; each checkpoint as one line. Second: whether there is more."""
-    found, more = list_files(folder.path)
+    return listed(*list_files(folder.path))
+
+
+def listed(found: Sequence[Found], more: bool) -> tuple[list[File], bool]:
+    """The same of files that were listed already."""
+    folder = RunDir(Path())
     shown = [File(file.path, file.size_bytes) for file in found if _is_shown(file.path)]
     results = [file for file in shown if file.path.startswith(f"{folder.output.name}/")]
     others = [file for file in shown if "/" not in file.path]

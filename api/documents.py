@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 from fastapi import Request
 
@@ -24,6 +25,7 @@ MAX_INTEGER = 2**63
 MAX_BATCH = 10_000
 MAX_CSV_BYTES = 16 << 20
 JSON_TYPE = "application/json"
+FORM_TYPE = "application/x-www-form-urlencoded"
 
 
 class NotJson(ValueError):
@@ -46,6 +48,24 @@ async def optional_json_body(request: Request) -> Any:
     if not await request.body():
         return {}
     return await json_body(request)
+
+
+async def form_body(request: Request) -> dict[str, str]:
+    """The fields of a plain form; none when there is no body. Raises ApiError 415 or 400."""
+    raw = await request.body()
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if raw and content_type != FORM_TYPE:
+        raise ApiError(415, f"Send the form with `Content-Type: {FORM_TYPE}`.")
+    return parse_form(raw)
+
+
+def parse_form(raw: bytes) -> dict[str, str]:
+    """A form's fields; of one that stands there twice the first counts. Raises ApiError 400."""
+    try:
+        fields = parse_qs(raw.decode("ascii"), max_num_fields=10)
+    except ValueError:
+        raise ApiError(400, "The form cannot be read.") from None
+    return {name: values[0] for name, values in fields.items()}
 
 
 def parse_json(raw: bytes) -> Any:

@@ -12,7 +12,8 @@ from api.panels import names
 from api.svg import Chart, Series, chart, clock_ticks
 from api.wording import CAUSE_WORDS, clock, count, duration, is_number, number, telling_metric, words
 from daemon import telemetry
-from daemon.plan import Facts, explain
+from daemon.explain import explain
+from daemon.plan import Facts
 from daemon.settings import Settings
 from jobs.model import Attempt, Cause, End, Job, Outcome, State
 from jobs.spec import KINDS
@@ -48,16 +49,6 @@ class Parameter:
     given: bool
 
 
-@dataclass(frozen=True)
-class Act:
-    """Something that the owner may do with the job now."""
-
-    verb: str
-    label: str
-    question: str
-    danger: bool = False
-
-
 def verdict(job: Job, facts: Facts | None, settings: Settings, now: float) -> str:
     """How it stands, in one sentence."""
     match job.state:
@@ -74,33 +65,6 @@ def verdict(job: Job, facts: Facts | None, settings: Settings, now: float) -> st
             return f"Failed: {_cause(job.outcome)}, after {duration(_took_s(job, now))}."
         case State.CANCELLED:
             return "Cancelled" + (f" after {duration(_took_s(job, now))}." if job.started_at else " before it ran.")
-
-
-def acts(job: Job) -> list[Act]:
-    """The buttons: what this state allows."""
-    cancel = Act("cancel", "Cancel job", "It stops; its run folder stays.", danger=True)
-    if job.state is State.QUEUED:
-        return [Act("cancel", "Cancel job", "It leaves the queue; it can be retried later.", danger=True)]
-    if job.state is State.RUNNING and job.wish is None:
-        return [
-            Act(
-                "preempt",
-                "Save and requeue",
-                "It saves its work, goes back to the queue, and goes on from there later.",
-            ),
-            cancel,
-        ]
-    if job.state is State.RUNNING and job.wish is not None and job.wish.kind != "cancel":
-        return [cancel]
-    if job.state in (State.FAILED, State.CANCELLED):
-        return [
-            Act(
-                "retry",
-                "Retry job",
-                "It goes to the end of the queue and resumes from its last checkpoint, if there is one.",
-            )
-        ]
-    return []
 
 
 def loss_panel(curves: Mapping[str, Curve]) -> Panel | None:
@@ -126,7 +90,8 @@ def other_panels(curves: Mapping[str, Curve]) -> list[Panel]:
 
 def telemetry_panels(job: Job, facts: Facts | None, settings: Settings, now: float) -> list[Panel]:
     """What its slots did during its last attempt; nothing where nothing was sampled."""
-    if not job.attempts:
+    # each rig samples its own slots
+    if not job.attempts or job.attempts[-1].rig != settings.rig:
         return []
     run = job.attempts[-1]
     start, end = run.started_at, run.ended_at or now
@@ -200,12 +165,17 @@ def _running(job: Job, facts: Facts | None, settings: Settings, now: float) -> s
     if job.wish is not None:
         asked = "Being cancelled" if job.wish.kind == "cancel" else "Saving its work, then it waits again"
         return f"{asked}: {_sentence(job.wish.reason)}" if job.wish.reason else f"{asked}."
-    where = f"Running on {names(facts, job.slots)}"
+    where = f"Running on {names(facts if job.rig == settings.rig else None, job.slots)}{of_rig(job.rig, settings)}"
     progress = job.progress
     if progress is None or not progress.total:
         return f"{where} for {duration(now - job.attempts[-1].started_at)}."
     end = f", done about {clock(now + progress.eta_s, now, settings.zone)}" if progress.eta_s is not None else ""
     return f"{where}: step {number(progress.step)} of {number(progress.total)}{end}."
+
+
+def of_rig(rig: str, settings: Settings) -> str:
+    """ " of rig b" for another rig than this one."""
+    return "" if rig == settings.rig else f" of rig {rig}"
 
 
 def _cause(outcome: Outcome | None) -> str:

@@ -23,12 +23,15 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from api import job_panel, panels, sweep_panel, wording
+from api import acts, job_panel, panels, sweep_panel, wording
 from api.auth import NEXT
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
+from api.glance import glance
 from api.problems import ApiError
-from daemon.plan import Facts, explain
+from daemon.explain import explain
+from daemon.plan import Facts
+from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.store import UnknownJob, UnknownSweep
 from jobs.model import Job, State
@@ -131,6 +134,7 @@ def _now(rig: Context) -> dict[str, Any]:
         "headline": panels.headline(snap),
         "subline": panels.subline(snap),
         "slots": panels.slots(snap),
+        "rig_acts": acts.of_rig(snap.facts.paused) if snap.facts is not None else [],
         "counts": snap.counts,
     }
 
@@ -244,13 +248,14 @@ def _job_banners(snap: panels.Snapshot) -> list[panels.Banner]:
 def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
     settings, now, facts = rig.settings, snap.now, snap.facts
     folder = run_dir(settings.runs, job.id)
-    found = curves.read(folder)
-    listed, more = files(folder)
+    theirs = glance(rig, job)
+    found = theirs.curves if theirs else curves.read(folder)
+    listed, more = (theirs.files, theirs.more_files) if theirs else files(folder)
     return {
         "job": job,
         "verdict": job_panel.verdict(job, facts, settings, now),
         "summary": job_panel.summary(job),
-        "acts": job_panel.acts(job) if facts is not None else [],
+        "acts": acts.of_job(job) if facts is not None else [],
         "took_s": job_panel.took_s(job, now),
         "loss": job_panel.loss_panel(found),
         "others": job_panel.other_panels(found),
@@ -258,12 +263,33 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
         "parameters": job_panel.parameters(job),
         "command": job_panel.command(job),
         "metrics": job_panel.metrics(job),
-        "log": log_end(folder),
+        "log": theirs.log if theirs else log_end(folder),
+        "held_by": theirs,
         "tail_lines": TAIL_LINES,
         "files": listed,
         "more_files": more,
         "price_per_kwh": settings.price_per_kwh,
     }
+
+
+def message(
+    rig: Context,
+    status: int,
+    *,
+    title: str,
+    text: str,
+    back: str,
+    act: acts.Act | None = None,
+    fields: Mapping[str, str] | None = None,
+) -> Response:
+    """A page that says one thing, or asks one: then with the act's form and these fields."""
+    sent = {name: value for name, value in (fields or {}).items() if name}
+    return _page("message.html", rig, status, title=title, text=text, back=back, act=act, fields=sent)
+
+
+def slot_title(slot: Slot) -> str:
+    """GPU 0, CPU slot 1."""
+    return panels.title_of(slot.is_gpu, slot.index)
 
 
 # -- a sweep's page -----------------------------------------------------------------------------------------------------------
@@ -280,7 +306,11 @@ def _sweep_page(template: str, rig: Context, sweep_id: str) -> Response:
     except (UnknownSweep, redis.RedisError) as error:
         status = 404 if isinstance(error, UnknownSweep) else 503
         return _page("missing.html", rig, status, **common, facts=snap.facts, job_id=sweep_id, what="sweep")
-    shown: dict[str, Any] = {"table": table, "lines": sweep_panel.lines(table), "acts": sweep_panel.acts(table)}
+    shown: dict[str, Any] = {
+        "table": table,
+        "lines": sweep_panel.lines(table),
+        "acts": acts.of_sweep(sweep_id, table.left),
+    }
     return _page(template, rig, **common, sweep_id=sweep_id, **shown)
 
 
@@ -316,6 +346,7 @@ def _templates() -> Environment:
         "cause_words": wording.CAUSE_WORDS,
         "count": wording.count,
         "telling_metric": wording.telling_metric,
+        "acts_of": acts.of_job,
         "panels": panels,
         "job_panel": job_panel,
         "sweep_panel": sweep_panel,

@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import redis
 
+from api.acts import Act, of_slot
 from api.context import ready_slots
 from api.svg import sparkline
 from api.wording import age, clock, count, number
 from daemon import telemetry
+from daemon.explain import explain
 from daemon.facts import Ledger
-from daemon.plan import Facts, SlotFacts, explain
+from daemon.plan import Facts, SlotFacts
 from daemon.samples import SlotNow
 from daemon.settings import Settings
 from daemon.store import BEAT_TTL_S, Store
@@ -79,6 +82,7 @@ class SlotCard:
     now: SlotNow | None
     spark: tuple[str, str]
     job: Job | None
+    acts: Sequence[Act] = ()
 
     @property
     def memory_ratio(self) -> float | None:
@@ -91,10 +95,13 @@ class SlotCard:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A waiting job and the reason."""
+    """A waiting job, the reason, and where it stands: its place, and the neighbours that it may change places with."""
 
     job: Job
     reason: str
+    place: int
+    earlier: str = ""
+    later: str = ""
 
 
 def look(store: Store, ledger: Ledger, settings: Settings, now: float) -> Snapshot:
@@ -168,12 +175,21 @@ def slots(snap: Snapshot) -> list[SlotCard]:
 def waiting(facts: Facts, start: int = 0, limit: int = ROWS) -> tuple[list[Waiting], int | None]:
     """A part of the queue in the order in which it starts, offers first. Second: where the next part begins."""
     queued = [job for job in facts.jobs.values() if job.state is State.QUEUED]
-    head = nsmallest(start + limit, queued, key=lambda job: (job.offer is None, job.rank, int(job.id)))
-    shown = head[start:]
+    head = nsmallest(start + limit + 1, queued, key=lambda job: (job.offer is None, job.rank, int(job.id)))
     near = _near(facts, head)
-    return [Waiting(job, explain(near, job) or "") for job in shown], start + limit if start + limit < len(
-        queued
-    ) else None
+    rows = [
+        Waiting(job, explain(near, job) or "", place, _beside(head, place - 1, -1), _beside(head, place - 1, 1))
+        for place, job in enumerate(head[start : start + limit], start + 1)
+    ]
+    return rows, start + limit if start + limit < len(queued) else None
+
+
+def _beside(head: Sequence[Job], at: int, step: int) -> str:
+    """The neighbour, when the two can change places."""
+    if not 0 <= at + step < len(head):
+        return ""
+    other = head[at + step]
+    return other.id if other.offer is None and other.priority is head[at].priority else ""
 
 
 def _near(facts: Facts, head: Sequence[Job]) -> Facts:
@@ -193,9 +209,9 @@ def elsewhere(facts: Facts) -> list[Job]:
 
 def names(facts: Facts | None, ids: Iterable[str]) -> str:
     """Slots as people call them: GPU 0 and GPU 1."""
-    known = {s.slot.id: _title(s.slot.is_gpu, s.slot.index) for s in facts.slots} if facts else {}
+    known = {s.slot.id: title_of(s.slot.is_gpu, s.slot.index) for s in facts.slots} if facts else {}
     return " and ".join(
-        known.get(slot, _title(False, int(slot[4:])) if slot.startswith("cpu:") else slot) for slot in ids
+        known.get(slot, title_of(False, int(slot[4:])) if slot.startswith("cpu:") else slot) for slot in ids
     )
 
 
@@ -270,7 +286,7 @@ def _card(snap: Snapshot, facts: SlotFacts) -> SlotCard:
     state, words = _slot_state(facts, now, job)
     return SlotCard(
         id=slot.id,
-        title=_title(slot.is_gpu, slot.index),
+        title=title_of(slot.is_gpu, slot.index),
         name=now.name if now and not slot.is_gpu else slot.name,
         state=state,
         words=words,
@@ -279,12 +295,13 @@ def _card(snap: Snapshot, facts: SlotFacts) -> SlotCard:
         now=now,
         spark=_spark(snap, slot.id),
         job=job,
+        acts=of_slot(facts, title_of(slot.is_gpu, slot.index), f"/do/gpus/{quote(slot.id, safe='')}", job),
     )
 
 
 def _blind_card(snap: Snapshot, slot_id: str, now: SlotNow) -> SlotCard:
     is_gpu = not slot_id.startswith("cpu:")
-    title = _title(is_gpu, now.index)
+    title = title_of(is_gpu, now.index)
     return SlotCard(slot_id, title, now.name, "unknown", "unknown", not is_gpu, False, now, _spark(snap, slot_id), None)
 
 
@@ -314,7 +331,8 @@ def _spark(snap: Snapshot, slot_id: str) -> tuple[str, str]:
     return sparkline(points, start, snap.now, gap=SPARK_GAP_S)
 
 
-def _title(is_gpu: bool, index: int) -> str:
+def title_of(is_gpu: bool, index: int) -> str:
+    """What people call a slot."""
     return f"GPU {index}" if is_gpu else f"CPU slot {index}"
 
 

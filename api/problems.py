@@ -174,6 +174,19 @@ async def _redis_error(request: Request, error: Exception) -> JSONResponse:
     return problem(503, QUEUE_AWAY, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
+def words_of(error: Exception) -> tuple[int, str]:
+    """Status and words for a person who has no use for JSON."""
+    if isinstance(error, ApiError):
+        return error.status, error.detail
+    if isinstance(error, InvalidTransition):
+        return 409, f"{error}."
+    if isinstance(error, UnknownJob):
+        return 404, f"There is no job {error.job_id[:40]}."
+    if isinstance(error, InvalidSpec):
+        return 422, _joined([(e.field, e.message) for e in error.errors])
+    return 503, QUEUE_AWAY
+
+
 def _joined(errors: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{field}: {message}" if field else message for field, message in errors)
 

@@ -20,7 +20,7 @@ from api.hub import Message, Subscription, TooManyStreams, frame, progress_of, s
 from api.problems import RETRY_AFTER_S, ApiError, documented
 from api.routes_jobs import EVERYBODY, HeldJob
 from api.tails import LogTail, MetricsTail
-from daemon.plan import explain
+from daemon.explain import explain
 from daemon.store import UnknownJob
 from jobs.model import Job, State
 from jobs.rundir import run_dir

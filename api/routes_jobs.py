@@ -11,7 +11,7 @@ from api.documents import batch_of, csv_reader, json_body, optional_json_body
 from api.editing import edit, move
 from api.problems import documented
 from api.submission import checked, one, submit, would_wait_because
-from api.views import Batch, JobPage, JobSummary, JobView, Trial, TrialBatch
+from api.views import Batch, JobList, JobPage, JobSummary, JobView, Trial, TrialBatch
 from daemon.plan import Facts
 from daemon.store import UnknownJob, matches
 from jobs.model import InvalidTransition, Job, State, Wish, WishKind
@@ -131,10 +131,10 @@ def list_jobs(
     responses=documented(*EVERYBODY, 400, 404, 409, 413, 415, 422),
     openapi_extra=body_of("MoveDocument"),
 )
-def move_jobs(rig: Rig, body: Body) -> Batch:
+def move_jobs(rig: Rig, body: Body) -> JobList:
     """Move waiting jobs within the queue, in the order in which they are named: all of them, or none."""
     jobs, facts = move(body, rig), rig.facts()
-    return Batch(jobs=[JobSummary.of(job, facts) for job in jobs])
+    return JobList(jobs=[JobView.of(job, facts) for job in jobs])
 
 
 @router.get("/{job_id}", operation_id="getJob", responses=documented(*EVERYBODY, 404))

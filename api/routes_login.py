@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -11,10 +10,9 @@ from starlette.concurrency import run_in_threadpool
 
 from api.auth import COOKIE, NEXT, SESSION_TTL_S, Keys
 from api.context import Rig
-from api.documents import json_body
+from api.documents import FORM_TYPE, json_body, parse_form
 from api.problems import ApiError, documented
 
-FORM = "application/x-www-form-urlencoded"
 WRONG = "This code or token opens nothing. Codes work once, for 10 minutes; `overnight token` makes a new one."
 
 router = APIRouter()
@@ -42,8 +40,8 @@ def create_login_code(request: Request, rig: Rig) -> LoginCode:
 @router.post("/login", include_in_schema=False)
 async def log_in(request: Request, rig: Rig) -> Response:
     """Open a session with a code or the token: JSON from the page's script, a form where scripts are off."""
-    is_form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
-    shown = _form(await request.body()) if is_form else _texts(await json_body(request))
+    is_form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM_TYPE
+    shown = parse_form(await request.body()) if is_form else _texts(await json_body(request))
     if not await run_in_threadpool(_opens, shown, rig.keys):
         if rig.throttle.fail(request.client.host if request.client else ""):
             raise ApiError(429, "Too many wrong logins from this address.", headers={"Retry-After": "60"})
@@ -61,14 +59,6 @@ def _opens(shown: Mapping[str, str], keys: Keys) -> bool:
     if code := shown.get("code"):
         return keys.redeem(code)
     return keys.fits(shown.get("token", "").strip().encode())
-
-
-def _form(raw: bytes) -> dict[str, str]:
-    try:
-        fields = parse_qs(raw.decode("ascii"), max_num_fields=10)
-    except ValueError:
-        raise ApiError(400, "The form cannot be read.") from None
-    return {name: values[0] for name, values in fields.items()}
 
 
 def _texts(value: object) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """The rig: its slots, its settings and its health."""
 
+import logging
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -13,11 +14,16 @@ from fastapi.responses import JSONResponse, Response
 from api.context import Context, Rig
 from api.problems import ApiError, documented, problem
 from api.rig_views import GpuList, GpuView, RigView, WindowView, occupied
-from api.routes_jobs import EVERYBODY
+from api.routes_jobs import EVERYBODY, OptionalBody
 from api.views import moment_or_none
 from daemon import telemetry
 from daemon.facts import problem_of
 from daemon.rig import Slot
+from daemon.store import UnknownJob
+from jobs.model import InvalidTransition, Wish, WishKind
+from jobs.spec import FieldError, InvalidSpec
+
+log = logging.getLogger(__name__)
 
 #: Their versions explain most surprises.
 PACKAGES = ("overnight", "torch", "transformers", "trl", "peft", "rq", "redis", "fastapi", "pydantic")
@@ -51,10 +57,14 @@ def list_gpus(rig: Rig) -> GpuList:
     return GpuList(gpus=_gpus(rig))
 
 
-@router.post("/gpus/{slot_id}/pause", operation_id="pauseGpu", responses=documented(*EVERYBODY, 404))
-def pause_gpu(slot_id: str, rig: Rig) -> GpuView:
-    """No new job starts on it. What runs goes on."""
-    return _set_paused(slot_id, rig, rig.store.pause)
+@router.post("/gpus/{slot_id}/pause", operation_id="pauseGpu", responses=documented(*EVERYBODY, 400, 404, 415, 422))
+def pause_gpu(slot_id: str, rig: Rig, body: OptionalBody) -> GpuView:
+    """No new job starts on it, also after a restart. What runs goes on; with `{"now": true}` it saves and waits again."""
+    now = _is_now(body)
+    view = _set_paused(slot_id, rig, rig.store.pause)
+    if now and view.job is not None:
+        _preempt(rig, [view.job])
+    return view
 
 
 @router.post("/gpus/{slot_id}/resume", operation_id="resumeGpu", responses=documented(*EVERYBODY, 404))
@@ -88,10 +98,13 @@ def get_rig(rig: Rig) -> RigView:
     )
 
 
-@router.post("/rig/pause", operation_id="pauseRig", responses=documented(*EVERYBODY))
-def pause_rig(rig: Rig) -> RigView:
-    """No new job starts on this rig. What runs goes on."""
+@router.post("/rig/pause", operation_id="pauseRig", responses=documented(*EVERYBODY, 400, 415, 422))
+def pause_rig(rig: Rig, body: OptionalBody) -> RigView:
+    """No new job starts on this rig, also after a restart. What runs goes on; with `{"now": true}` it saves and waits again."""
+    now = _is_now(body)
     rig.store.pause(rig.settings.rig)
+    if now:
+        _preempt(rig, [job.id for job in rig.facts().here])
     return get_rig(rig)
 
 
@@ -117,6 +130,22 @@ def _gpus(rig: Context) -> list[GpuView]:
                 GpuView.of(slot, name, paused=is_paused, job=job, sample=sample, age_s=live.age_s, problem=problem)
             )
     return views
+
+
+def _is_now(body: object) -> bool:
+    if not isinstance(body, dict) or set(body) - {"now"} or not isinstance(body.get("now", False), bool):
+        raise InvalidSpec([FieldError("now", "is true or false, the only field")])
+    return bool(body.get("now"))
+
+
+def _preempt(rig: Context, ids: Sequence[str]) -> None:
+    """Ask what runs to give way. A job that ended or was cancelled by now has done so."""
+    wish = Wish(kind=WishKind.PREEMPT, reason="Its owner wants the GPU.", asked_at=rig.now())
+    for job_id in ids:
+        try:
+            rig.store.wish(job_id, wish)
+        except (InvalidTransition, UnknownJob) as error:
+            log.info("job %s needed not be asked: %s", job_id, error)
 
 
 def _set_paused(slot_id: str, rig: Context, change: Callable[[str, str], None]) -> GpuView:

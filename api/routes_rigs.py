@@ -9,6 +9,7 @@ from api.context import Context, Rig
 from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY
 from api.views import moment_or_none
+from daemon import peers
 
 router = APIRouter(prefix="/api/v1/rigs", tags=["rig"])
 
@@ -55,12 +56,13 @@ def forget_rig(name: str, rig: Rig) -> None:
 
 def _summaries(rig: Context) -> list[RigSummary]:
     records, silences, paused = rig.store.rigs(), rig.store.silences(), rig.store.paused()
-    beats = rig.store.beats(records)
+    living = {*peers.living_peers(rig.store, rig.settings), rig.settings.rig}
+    beats = rig.store.beats(living)
     jobs = rig.facts().jobs.values()
     return [
         RigSummary(
             name=name,
-            state="stopped" if record.get("stopped_at") else "alive" if name in beats else "away",
+            state="stopped" if record.get("stopped_at") else "alive" if name in living else "away",
             is_this=name == rig.settings.rig,
             paused=name in paused,
             silent_s=silences.get(name),

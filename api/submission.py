@@ -9,7 +9,8 @@ from api.documents import BatchRead, hash_of
 from api.problems import ApiError
 from api.rig_views import largest
 from daemon.admission import admit
-from daemon.plan import Facts, explain
+from daemon.explain import explain
+from daemon.plan import Facts
 from daemon.store import new_job
 from jobs.model import Job
 from jobs.pipeline import alone, numbered, place_of

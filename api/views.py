@@ -8,7 +8,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict
 
 from api.documents import hash_of
-from daemon.plan import Facts, explain
+from daemon.explain import explain
+from daemon.plan import Facts
 from daemon.tariff import tokens_of
 from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
 
@@ -197,6 +198,12 @@ class JobPage(BaseModel):
 
     jobs: list[JobView]
     next: str | None
+
+
+class JobList(BaseModel):
+    """Some jobs, in the order in which they were named."""
+
+    jobs: list[JobView]
 
 
 class Batch(BaseModel):

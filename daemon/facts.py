@@ -3,13 +3,16 @@
 Each change of a record adds its event in the same transaction, so a copy that reads the stream to its end is exact.
 """
 
+import math
 import shutil
 import threading
 from collections.abc import Collection
+from dataclasses import replace
 
 from daemon import telemetry
+from daemon.conditions import UNFIT, Condition, Conditions
 from daemon.here import Here
-from daemon.plan import Facts, SlotFacts
+from daemon.plan import Facts, Policy, SlotFacts
 from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.store import Event, Store
@@ -17,8 +20,6 @@ from daemon.telemetry import Live
 from jobs.model import Job, State
 
 EVENTS_PER_READ = 1_000
-#: What the sampler says of a GPU that must get no new job.
-UNFIT = frozenset({"lost", "suspect"})
 
 
 class Ledger:
@@ -47,17 +48,34 @@ class Ledger:
         with self._lock:
             self._last = None
 
-    def facts(self, now: float, settings: Settings, *, ready: Collection[str] | None = None) -> Facts:
-        """What the planner needs to know at this moment about this rig. `ready`: slots whose worker listens; None: all."""
+    def facts(
+        self,
+        now: float,
+        settings: Settings,
+        *,
+        ready: Collection[str] | None = None,
+        conditions: Conditions | None = None,
+    ) -> Facts:
+        """What the planner needs to know at this moment about this rig.
+
+        `ready`: slots whose worker listens; None: all. `conditions`: the loop's own; everybody else takes those of its beat.
+        """
         live = telemetry.latest(settings.home, now=now)
         self.refresh()
         rig, paused = settings.rig, self._store.paused()
         told = self._store.rigs().get(rig, {})
         slots = [Slot.from_json(record) for record in told.get("slots", [])]
-        problems = {slot.id: problem_of(slot, live, told.get("started_at") or 0.0) for slot in slots}
         with self._lock:
             jobs, fates = dict(self._jobs), dict(self._fates)
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
+        if conditions is not None:
+            found = conditions.look(live, occupied, now)
+        else:
+            judged = (self._store.last_beat(rig) or {}).get("conditions", {})
+            found = {slot: Condition.from_json(record) for slot, record in judged.items()}
+        for slot in slots:
+            if problem := problem_of(slot, live, told.get("started_at") or 0.0):
+                found[slot.id] = replace(found.get(slot.id, Condition()), problem=problem)
         windows, zone = settings.windows, settings.zone
         waiting = [job for job in jobs.values() if job.state is State.QUEUED and job.offer is None]
         rigs = self._here.look(waiting, jobs, settings, now)
@@ -70,8 +88,8 @@ class Ledger:
                     slot,
                     paused=f"{rig}:{slot.id}" in paused,
                     ready=ready is None or slot.id in ready,
-                    problem=problems[slot.id],
                     job=occupied.get(slot.id),
+                    **vars(found.get(slot.id, Condition())),
                 )
                 for slot in slots
             ),
@@ -81,8 +99,12 @@ class Ledger:
             window_open=windows.is_open(now, zone),
             window_opens_at=windows.opens_at(now, zone),
             window_end=settings.window_end,
+            closes_at=windows.closes_at(now, zone),
+            window_s=windows.longest_s,
+            policy=policy(settings),
             leases=self._store.leases(),
             hold=disk_hold(settings),
+            disk_room_bytes=disk_room_bytes(settings),
             offer_timeout_s=settings.offer_timeout_s,
             renew_s=settings.renew_s,
             not_here=rigs.not_here,
@@ -138,12 +160,28 @@ def problem_of(slot: Slot, live: Live, started_at: float) -> str | None:
     return "lost"
 
 
+def policy(settings: Settings) -> Policy:
+    """How the owner wants it."""
+    budget_w = settings.rig_power_budget_w
+    return Policy(
+        min_run_s=settings.min_run_s,
+        window_overrun_s=settings.window_overrun_s,
+        power_budget_w=budget_w,
+        start_gap_s=settings.start_gap_s if budget_w is not None else 0.0,
+    )
+
+
+def disk_room_bytes(settings: Settings) -> float:
+    """Free space above the floor; below zero when the disk is too full."""
+    try:
+        return float(shutil.disk_usage(settings.home).free - settings.disk_floor_bytes)
+    except FileNotFoundError:
+        return math.inf
+
+
 def disk_hold(settings: Settings) -> str | None:
     """Why a full disk holds the queue; None when there is space. It goes on by itself when there is again."""
-    try:
-        free_bytes = shutil.disk_usage(settings.home).free
-    except FileNotFoundError:
+    if (room_bytes := disk_room_bytes(settings)) >= 0:
         return None
-    if free_bytes >= settings.disk_floor_bytes:
-        return None
+    free_bytes = room_bytes + settings.disk_floor_bytes
     return f"the rig's disk has {free_bytes / 1e9:.1f} GB left; jobs start again at {settings.disk_floor_bytes / 1e9:.1f} GB"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from daemon.admission import missing_here
-from daemon.peers import living_peers, silent_after_s
+from daemon.peers import is_stopped, living_peers, silent_after_s
 from daemon.settings import Settings
 from daemon.store import Store, UnknownJob
 from jobs.model import Attempt, Cause, Job
@@ -45,7 +45,7 @@ class Here:
             return ALONE
         records, silences = self._store.rigs(), self._store.silences()
         living = living_peers(self._store, settings)
-        stopped = {rig for rig, record in records.items() if record.get("stopped_at") and rig not in living}
+        stopped = {rig for rig, record in records.items() if is_stopped(record)}
         limit_s = silent_after_s(settings)
         others = {rig: len(records.get(rig, {}).get("slots", ())) for rig in living}
         known = {*records, *silences} - {settings.rig}

@@ -14,7 +14,9 @@ from types import FrameType
 import redis
 
 from daemon import peers, redis_server, telemetry
+from daemon.conditions import Conditions
 from daemon.facts import Ledger
+from daemon.housekeeping import Housekeeper
 from daemon.plan import Cancel, Decision, DeclareLost, Interrupt, Offer, Withdraw, plan
 from daemon.process_tree import is_alive, kill_marked, kill_tree
 from daemon.redis_server import Server
@@ -87,12 +89,14 @@ class Loop:
     ):
         self._settings, self._store, self._supervisor = settings, store, supervisor
         self._slots, self._epoch, self._server, self._now = slots, epoch, server, now
-        self._ledger = Ledger(store)
+        self._ledger, self._conditions = Ledger(store), Conditions(settings)
+        self._housekeeper = Housekeeper(settings, now=now())
         self._sweeps = SweepWatch(store, settings.runs)
         self._alarm = Alarm()
         self._stops_asked = 0
         self._last_beat = -math.inf
         self._told_url = ""
+        self._verdicts: dict[str, tuple[bool, bool, bool]] = {}
         self._dead: list[str] = []
         #: Workers that have not taken their last offer.
         self._untaken: set[str] = set()
@@ -119,12 +123,13 @@ class Loop:
             self._dead.pop(0)
         self._end_stale_sampler()
         self._supervisor.start_due()
-        facts = self._ledger.facts(self._now(), self._settings, ready=self._ready())
+        facts = self._ledger.facts(self._now(), self._settings, ready=self._ready(), conditions=self._conditions)
         self._untaken -= {worker_name(job.slots[0]) for job in facts.here if job.state is State.RUNNING}
         for decision in plan(replace(facts, seen_for_s=self._seen_for_s())):
             self._act(decision)
         for early in self._sweeps.look(facts):
             self._act(early)
+        self._housekeeper.look(facts.now)
         self._beat(facts.now)
 
     def _seen_for_s(self) -> float:
@@ -148,15 +153,17 @@ class Loop:
     def _carry_out(self, decision: Decision) -> None:
         now = self._now()
         match decision:
-            case Offer(job, slots):
+            case Offer(job, slots, ahead_of):
                 self._store.offer(job, rig=self._settings.rig, slots=slots, epoch=self._epoch, now=now)
-                log.info("job %s is offered to %s", job, ", ".join(slots))
+                passing = f", back-filled before job {ahead_of}" if ahead_of else ""
+                log.info("job %s is offered to %s%s", job, ", ".join(slots), passing)
             case Withdraw(job, fence):
                 self._withdraw(job, fence)
             case DeclareLost(job, fence):
                 self._end_worker_of(job, fence)
             case Interrupt(job, reason):
                 self._store.wish(job, Wish(kind=WishKind.PREEMPT, reason=reason, asked_at=now))
+                log.info("job %s is asked to save and leave: %s", job, reason)
             case Cancel(job, reason, ""):
                 self._store.wish(job, Wish(kind=WishKind.CANCEL, reason=reason, asked_at=now))
             case Cancel(job, reason, parent):
@@ -219,20 +226,25 @@ class Loop:
         return [slot.id for slot in self._slots if report.get(worker_name(slot.id), {}).get("alive")]
 
     def _beat(self, now: float) -> None:
-        url = peers.address(self._settings)
-        if now - self._last_beat >= peers.beat_every_s(self._settings) or url != self._told_url:
-            self._last_beat, self._told_url = now, url
-            self._store.beat(
-                self._settings.rig,
-                {
-                    "at": now,
-                    "pid": os.getpid(),
-                    "processes": self._supervisor.report(),
-                    "identity": peers.identity(self._settings),
-                    "records": RECORD_VERSION,
-                    "url": url,
-                },
-            )
+        """We live, and this is what we think of each GPU. At once when something of it has changed."""
+        url, conditions = peers.address(self._settings), self._conditions.latest
+        verdicts = {slot: condition.verdict for slot, condition in conditions.items()}
+        late = now - self._last_beat >= peers.beat_every_s(self._settings)
+        if not late and (url, verdicts) == (self._told_url, self._verdicts):
+            return
+        self._last_beat, self._told_url, self._verdicts = now, url, verdicts
+        self._store.beat(
+            self._settings.rig,
+            {
+                "at": now,
+                "pid": os.getpid(),
+                "processes": self._supervisor.report(),
+                "conditions": {slot: condition.to_json() for slot, condition in conditions.items()},
+                "identity": peers.identity(self._settings),
+                "records": RECORD_VERSION,
+                "url": url,
+            },
+        )
 
     # -- Redis and stopping -------------------------------------------------------------------------------------------------
 

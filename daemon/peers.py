@@ -7,6 +7,7 @@ their calls lies there, too, and nobody copies tokens. It opens only what rigs n
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 import socket
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 from daemon.settings import Settings
 from daemon.store import BEAT_TTL_S, Store, mailbox
 from jobs.model import RECORD_VERSION, Job
+from jobs.rundir import sync_folder
 
 SCHEME = "Overnight-Rig"
 SIGNED_FOR_S = 60
@@ -53,7 +55,7 @@ class Peer:
 
 def join(store: Store, settings: Settings) -> None:
     """Take part in the queue, before anything in it is touched. Raises CannotJoin."""
-    living = store.beats(store.rigs())
+    living = store.beats(rig for rig, record in store.rigs().items() if not is_stopped(record))
     _refuse_other_records(store, {rig: beat for rig, beat in living.items() if rig != settings.rig})
     _refuse_used_name(store, settings, living.get(settings.rig))
     _refuse_other_queue(store, settings)
@@ -84,11 +86,20 @@ def address(settings: Settings) -> str:
 
 
 def living_peers(store: Store, settings: Settings) -> dict[str, Peer]:
-    """The other rigs whose daemon has spoken within `BEAT_TTL_S`."""
+    """The other rigs that live: neither stopped nor silent."""
     if settings.redis_url is None:
         return {}
-    beats = store.beats(rig for rig in store.rigs() if rig != settings.rig)
+    silences, limit_s = store.silences(), silent_after_s(settings)
+    records = {rig: record for rig, record in store.rigs().items() if rig != settings.rig}
+    beats = store.beats(
+        rig for rig, record in records.items() if not is_stopped(record) and silences.get(rig, limit_s) < limit_s
+    )
     return {rig: Peer(rig, str(beat.get("url") or "")) for rig, beat in beats.items()}
+
+
+def is_stopped(record: Mapping[str, Any]) -> bool:
+    """Whether the rig was stopped in order, by what it published last."""
+    return record.get("stopped_at") is not None
 
 
 def beat_every_s(settings: Settings) -> float:
@@ -166,7 +177,8 @@ def _refuse_other_records(store: Store, others: Mapping[str, Mapping[str, Any]])
 def _refuse_used_name(store: Store, settings: Settings, beat: Mapping[str, Any] | None) -> None:
     rig, ours = settings.rig, identity(settings)
     fix = f"Give this one another name: `rig` in {settings.home / 'config.toml'}, or OVERNIGHT_RIG."
-    if beat is not None and beat.get("identity", ours) != ours:
+    # an embedded Redis lies in our own home: whoever spoke there was an earlier life of this rig
+    if settings.redis_url is not None and beat is not None and beat.get("identity", ours) != ours:
         raise CannotJoin(f"Another machine or data folder is rig {rig} in this queue now. {fix}")
     for other in store.rigs():
         if other != rig and mailbox(other, "") == mailbox(rig, ""):
@@ -190,12 +202,17 @@ def _refuse_other_queue(store: Store, settings: Settings) -> None:
 
 
 def _kept(path: Path, text: str) -> str:
-    """A text in a file, written once."""
-    if not path.exists():
-        draft = path.with_name(f".{path.name}.tmp")
-        draft.write_text(text + "\n")
-        draft.replace(path)
-    return path.read_text().strip()
+    """A text in a file, written once. It survives a power cut: what stands in the queue does, too, and the two must agree."""
+    if path.exists() and (known := path.read_text().strip()):
+        return known
+    draft = path.with_name(f".{path.name}.tmp")
+    with draft.open("w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
+    return text
 
 
 def host_of(url: str) -> str:

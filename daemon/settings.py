@@ -68,16 +68,29 @@ class Settings(BaseModel):
     slots: str = Field("auto", description="auto: every GPU, or cpu:2 without one; cpu:N; or GPU UUIDs with commas.")
     window: Any = Field("", description='Hours in which jobs run: "22:00-08:00", a list, or a table by weekday; empty: always.')  # fmt: skip
     window_end: Literal["checkpoint", "finish"] = Field("checkpoint", description="At closing time: save and go on next evening, or finish.")  # fmt: skip
+    window_overrun_s: float = Field(900.0, ge=0, description='With window_end = "finish": a job may be expected to end this much after closing time.')  # fmt: skip
     timezone: str = Field("", description="IANA name for the window and the page; the machine's own when empty.")
     allowed_paths: Annotated[tuple[Path, ...], BeforeValidator(_split)] = Field((), description="Folders that job documents may name.")  # fmt: skip
     allow_hub: bool = Field(True, description="Jobs may download models from the hub.")
     allow_remote_code: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="Models (name or org/name@revision) whose own code may run.")  # fmt: skip
+    min_run_s: float = Field(60.0, ge=0, description="A backlog job runs at least this long before it gives way.")
+    foreign_use: Literal["hold", "yield", "ignore"] = Field("hold", description="When somebody else uses a GPU: start nothing there; also let running jobs leave it; or do not care.")  # fmt: skip
+    foreign_after_s: float = Field(10.0, ge=0, description="Others count from this long on a GPU.")
+    foreign_quiet_s: float = Field(120.0, ge=0, description="Jobs start again when others have been gone this long.")
+    hold_above_c: float | None = Field(None, gt=0, description="No job starts on a GPU that is this hot.")
+    stop_above_c: float | None = Field(None, gt=0, description="A job whose GPU stays this hot is interrupted, and the GPU cools.")  # fmt: skip
+    stop_after_s: float = Field(60.0, ge=0, description="How long it must stay that hot.")
+    rig_power_budget_w: float | None = Field(None, gt=0, description="The GPUs' power limits may add up to this much at most.")  # fmt: skip
+    start_gap_s: float = Field(15.0, ge=0, description="With a power budget: from one start to the next.")
+    gpu_power_limit_w: float | dict[str, float] | None = Field(None, description="Power limit of every GPU, or a table by UUID. Setting it needs root.")  # fmt: skip
     lease_s: PositiveFloat = Field(30.0, description="A worker silent this long has lost its job.")
     renew_s: PositiveFloat = Field(2.0, description="How often a worker renews its lease and tells its progress.")
     offer_timeout_s: PositiveFloat = Field(60.0, description="An offer that nobody claims is withdrawn after this.")
     grace_s: PositiveFloat = Field(60.0, description="From SIGTERM to SIGKILL: time to save.")
     hang_after_s: PositiveFloat = Field(300.0, description="A recipe silent this long at a steady step hangs; slow phases get six times that.")  # fmt: skip
     disk_floor_bytes: PositiveInt = Field(2_000_000_000, description="With less free space no job starts.")
+    max_log_bytes: PositiveInt = Field(200_000_000, ge=10_000, description="Of a job's log that grows longer the middle is cut out.")  # fmt: skip
+    keep_checkpoints_days: PositiveFloat = Field(14.0, description="Checkpoints of a fine-tune that succeeded are removed after this; its adapter stays.")  # fmt: skip
     warm_start: bool = Field(True, description="Workers import torch before a job needs it.")
     max_body_bytes: PositiveInt = Field(1_000_000, description="Largest request body but uploads.")
     max_input_bytes: PositiveInt = Field(50_000_000_000, description="Largest uploaded file.")

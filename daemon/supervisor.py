@@ -170,6 +170,8 @@ def as_environment(settings: Settings) -> dict[str, str]:
             continue  # a list or a table can only come from config.toml, which every process reads
         if name == "tariff":
             value = json.dumps(value)
+        if isinstance(value, Mapping):
+            continue
         if isinstance(value, tuple):
             value = os.pathsep.join(str(part) for part in value)
         values[PREFIX + name.upper()] = str(value)

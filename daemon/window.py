@@ -44,6 +44,11 @@ class Windows:
             return cls(tuple(r for text in setting for r in _of_days("daily", text)))
         raise ValueError('window is "22:00-08:00", a list of these, or a table by weekday')
 
+    @property
+    def longest_s(self) -> float | None:
+        """How long the longest range is; None when it is always open."""
+        return max((r.end_minute - r.start_minute) * 60.0 for r in self.ranges) if self.ranges else None
+
     def is_open(self, now: float, zone: ZoneInfo) -> bool:
         """Whether jobs may run at this moment (epoch seconds)."""
         return not self.ranges or self._around(now, zone) is not None

@@ -51,6 +51,7 @@ def main(path: Path) -> int:
             message=failure.message,
             hint=failure.hint,
             next_fields=failure.next_fields,
+            learned=failure.learned,
         )
         return EXIT_FAILED
     _leave_result(folder, order, end=End.SUCCEEDED, metrics=metrics)

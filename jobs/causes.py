@@ -13,14 +13,14 @@ NETWORK_PACKAGES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub
 
 def classify(error: BaseException, spec: Mapping[str, Any]) -> JobError:
     """The job's failure for an exception that its recipe did not expect."""
-    chain = list(_chain(error))
-    if any(_is_gpu_oom(e) for e in chain):
+    errors = list(chain(error))
+    if any(_is_gpu_oom(e) for e in errors):
         return gpu_out_of_memory(spec)
-    if any(_is_disk_full(e) for e in chain):
+    if any(is_disk_full(e) for e in errors):
         return JobError(Cause.DISK_FULL, "The disk is full.", "Free some space; the job goes on by itself then.")
-    if any(isinstance(e, MemoryError) for e in chain):
+    if any(isinstance(e, MemoryError) for e in errors):
         return JobError(Cause.OOM_HOST, "The machine's memory ran out.", "Use a smaller model, batch or data set.")
-    if any(type(e).__module__.split(".")[0] in NETWORK_PACKAGES or isinstance(e, ConnectionError) for e in chain):
+    if any(type(e).__module__.split(".")[0] in NETWORK_PACKAGES or isinstance(e, ConnectionError) for e in errors):
         return JobError(Cause.FETCH, f"Something could not be downloaded: {_words(error)}", "It is tried again.")
     return JobError(Cause.USER_ERROR, _words(error), "The log has the traceback.")
 
@@ -49,9 +49,12 @@ def gpu_out_of_memory(spec: Mapping[str, Any]) -> JobError:
     )
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it, each one once: an error raised from itself must not be followed for ever."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
         yield error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
 
 
@@ -59,7 +62,8 @@ def _is_gpu_oom(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(error)
 
 
-def _is_disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
+    """Whether this one error says that there is no space."""
     # tokenizers raises a plain Exception with this text from Rust, not an OSError
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
 

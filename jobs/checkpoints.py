@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ DRAFTS = ".drafts"
 #: A folder on its way out.
 GONE = ".gone-{}"
 STEP_FOLDER = re.compile(r"step-([0-9]{6,12})")
+#: So many of the newest stay, and the best one.
+KEEP = 2
+#: Everything but weights and optimizer: states, configuration, RNG.
+OTHER_FILES_BYTES = 1_000_000
 #: Without each of these a trainer would go on silently with fresh state, or not at all.
 REQUIRED = (
     ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"),
@@ -109,11 +113,26 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def prune(folder: Path, *, keep: int = 2, best: int | None = None) -> None:
+def prune(folder: Path, *, keep: int = KEEP, best: int | None = None) -> None:
     """Remove all but the newest `keep`, and the one of step `best`. Only after a new one was sealed."""
     for checkpoint in sealed(folder)[:-keep]:
         if step_of(checkpoint) != best:
             remove(checkpoint)
+
+
+def expected_bytes(trainable: Iterable[tuple[int, int]]) -> int:
+    """How large one checkpoint will be, from each learning parameter's count of elements and bytes per element.
+
+    Weights, and AdamW's two moments in the weights' own type; what else is in it is small.
+    """
+    return OTHER_FILES_BYTES + sum(3 * elements * size for elements, size in trainable)
+
+
+def needed_bytes(folder: Path, one_bytes: int) -> int:
+    """The space that a training still needs: for the newest, the one before, the best, the draft beside them, and its
+    result. What is there already is counted."""
+    there = sum(path.stat().st_size for checkpoint in sealed(folder) for _, path in _files(checkpoint))
+    return max(one_bytes, (KEEP + 3) * one_bytes - there)
 
 
 def discard_after(folder: Path, step: int) -> None:

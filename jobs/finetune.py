@@ -68,6 +68,7 @@ def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
     trainer = _trainer(run, model, tokenizer, rows, eval_rows, device, drafts)
     total = trainer.recorder.plan.total
     _stop_if_asked(run)
+    _check_space(run, trainer.model)
     trained_s, tokens_before = _train(trainer, resumed, total)
     if trainer.state.global_step < total:
         raise Interrupted
@@ -120,6 +121,18 @@ def _give_up(run: Run, why: str, last_good_step: int) -> JobError:
         return JobError(Cause.NAN, f"The training went astray again with learning rate {rate:g}: {why}.", hint)
     hint = f"It goes on from its last good checkpoint with learning rate {rate / 2:g}."
     return JobError(Cause.NAN, f"The training went astray: {why}.", hint, next_fields={"learning_rate": rate / 2})
+
+
+def _check_space(run: Run, model: Any) -> None:
+    """Hours of work must not end in a checkpoint that cannot be written."""
+    learning = [(p.numel(), p.element_size()) for p in model.parameters() if p.requires_grad]
+    needed = checkpoints.needed_bytes(run.folder.checkpoints, checkpoints.expected_bytes(learning))
+    free = shutil.disk_usage(run.folder.path).free
+    if needed > free:
+        message = f"Its checkpoints need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB."
+        raise JobError(
+            Cause.DISK_FULL, message, "Free some space; it starts by itself then.", learned={"disk_bytes": needed}
+        )
 
 
 # -- training -----------------------------------------------------------------------------------------------------------

@@ -126,6 +126,8 @@ class Outcome:
     next_fields: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     usage: Mapping[str, Any] = field(default_factory=dict)
+    #: What the attempt found out about the job, for its record's `estimate` (`disk_bytes`: the space that it still needs).
+    learned: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.end is End.FAILED) != (self.cause is not None):
@@ -280,6 +282,8 @@ class Job:
             owner=owner,
             offer=None,
             progress=None,
+            # what it has written since counts, too: an attempt that lacks space says so anew
+            estimate={name: value for name, value in self.estimate.items() if name != "disk_bytes"},
             started_at=self.started_at or now,
         )
 
@@ -389,6 +393,7 @@ class Job:
         return replace(
             back,
             next_fields={**self.next_fields, **outcome.next_fields},
+            estimate={**self.estimate, **outcome.learned},
             not_before=now + waits_s if waits_s else self.not_before,
         )
 

@@ -55,6 +55,7 @@ def judge(*, fence: int, result: Mapping[str, Any] | None, exit: Exit | None) ->
             message=result.get("message", ""),
             hint=result.get("hint", ""),
             next_fields=result.get("next_fields") or {},
+            learned=result.get("learned") or {},
         )
     return _without_result(told)
 

@@ -1,5 +1,6 @@
 """What a process asks of the kernel: to die with its parent, and whether memory ran out. Linux only."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -28,10 +29,19 @@ def die_with_parent(sig: signal.Signals, parent_pid: int) -> None:
 
 
 def oom_kills() -> int:
-    """How many processes of this control group the kernel has killed for memory; 0 where it does not tell (cgroup v2)."""
+    """How many processes the kernel has killed for memory: in our control group (v2, else v1), else on the machine."""
     try:
-        group = Path("/proc/self/cgroup").read_text().partition("0::")[2].splitlines()[0]
-        words = Path(f"/sys/fs/cgroup{group}/memory.events").read_text().split()
-        return int(dict(zip(words[::2], words[1::2], strict=False)).get("oom_kill", 0))
-    except (OSError, IndexError, ValueError):
-        return 0
+        groups = Path("/proc/self/cgroup").read_text()
+    except OSError:
+        groups = ""
+    second = groups.partition("0::")[2].partition("\n")[0]
+    first = groups.partition(":memory:")[2].partition("\n")[0]
+    for path in (
+        f"/sys/fs/cgroup{second}/memory.events",
+        f"/sys/fs/cgroup/memory{first}/memory.oom_control",
+        "/proc/vmstat",
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            words = Path(path).read_text().split()
+            return int(words[words.index("oom_kill") + 1])
+    return 0

@@ -19,10 +19,18 @@ EXIT_FAILED = 1
 class JobError(Exception):
     """The attempt cannot succeed, for a known cause, in words for its owner."""
 
-    def __init__(self, cause: Cause, message: str, hint: str = "", *, next_fields: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        cause: Cause,
+        message: str,
+        hint: str = "",
+        *,
+        next_fields: Mapping[str, Any] | None = None,
+        learned: Mapping[str, float] | None = None,
+    ):
         super().__init__(message)
         self.cause, self.message, self.hint = cause, message, hint
-        self.next_fields = dict(next_fields or {})
+        self.next_fields, self.learned = dict(next_fields or {}), dict(learned or {})
 
 
 class Interrupted(Exception):

@@ -117,7 +117,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         step, folder = state.global_step, self.run.folder.checkpoints
         checkpoints.sync_file(self.run.folder.metrics)  # the curve must reach as far as the checkpoint
         checkpoints.seal(Path(args.output_dir) / f"checkpoint-{step}", folder, step)
-        checkpoints.prune(folder, keep=2, best=self.memory.best_step)
+        checkpoints.prune(folder, best=self.memory.best_step)
         say(f"Saved checkpoint {step}.")
         self._tell("training")
 

@@ -2,12 +2,12 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.causes import NETWORK_PACKAGES
+from jobs.causes import NETWORK_PACKAGES, chain, is_disk_full
 from jobs.model import Cause
 from jobs.run import JobError, Order
 
@@ -96,7 +96,9 @@ def load_tokenizer(order: Order) -> Any:
             source.model, revision=source.revision, trust_remote_code=_remote_code(order)
         )
     except Exception as error:  # every library below has its own: all mean that there is no usable tokenizer
-        raise _unusable(error, f"The tokenizer of {order.spec['model']}", local=source.is_local) from error
+        if (unusable := _unusable(error, f"The tokenizer of {order.spec['model']}", local=source.is_local)) is None:
+            raise
+        raise unusable from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise JobError(Cause.BAD_INPUT, f"The tokenizer of {order.spec['model']} has no end token.")
@@ -119,7 +121,9 @@ def load_model(order: Order, to: Device, *, trainable: bool) -> Any:
             trust_remote_code=_remote_code(order),
         )
     except Exception as error:  # as above; out of memory and network errors are told apart inside
-        raise _unusable(error, f"The model {order.spec['model']}", local=source.is_local) from error
+        if (unusable := _unusable(error, f"The model {order.spec['model']}", local=source.is_local)) is None:
+            raise
+        raise unusable from error
     if source.adapter:
         model = _with_adapter(model, Path(source.adapter), trainable=trainable)
     try:
@@ -140,7 +144,9 @@ def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except Exception as error:  # as above
-        raise _unusable(error, "The adapter", local=True) from error
+        if (unusable := _unusable(error, "The adapter", local=True)) is None:
+            raise
+        raise unusable from error
     return adapted if trainable else adapted.merge_and_unload()
 
 
@@ -148,24 +154,18 @@ def _remote_code(order: Order) -> bool:
     return bool(order.spec.get("trust_remote_code")) and order.allow_remote_code
 
 
-def _unusable(error: Exception, what: str, *, local: bool) -> Exception:
-    """The error to raise: as it is when memory, disk or network failed, else that the input is bad."""
-    chain = list(_chain(error))
-    names = {type(e).__name__ for e in chain}
-    if "OutOfMemoryError" in names or any(isinstance(e, MemoryError) for e in chain):
-        return error
+def _unusable(error: Exception, what: str, *, local: bool) -> JobError | None:
+    """That the input is bad; None when it was memory, disk or network that failed, and the error speaks for itself."""
+    errors = list(chain(error))
+    names = {type(e).__name__ for e in errors}
+    if "OutOfMemoryError" in names or any(isinstance(e, MemoryError) or is_disk_full(e) for e in errors):
+        return None
     if not local and os.environ.get("HF_HUB_OFFLINE") == "1":
         hint = "Put it into the models folder, or allow downloads in the rig's settings."
         return JobError(Cause.BAD_INPUT, f"{what} is not on this rig, and the rig does not download.", hint)
-    from_network = any(type(e).__module__.split(".")[0] in NETWORK_PACKAGES for e in chain)
+    from_network = any(type(e).__module__.split(".")[0] in NETWORK_PACKAGES for e in errors)
     if not local and from_network and not names & REFUSED_BY_HUB:
-        return error
+        return None
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     hint = "It must be a folder with config.json, a tokenizer and safetensors; pickle files (.bin) are never loaded."
     return JobError(Cause.BAD_INPUT, f"{what} cannot be used: {reason[:300]}", hint)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,11 +42,11 @@ ENVIRONMENT = {
 }
 
 
-def start(folder: RunDir) -> ForkServerProcess:
-    """Start the attempt in a process of its own; its output goes to log.txt."""
+def start(folder: RunDir, *, free_bytes: int | None = None) -> ForkServerProcess:
+    """Start the attempt in a process of its own; its output goes to log.txt. `free_bytes`: what it is told of its disk."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jobs.finetune", "jobs.generate"])
-    process = context.Process(target=_attempt, args=(str(folder.path),), daemon=True)
+    process = context.Process(target=_attempt, args=(str(folder.path), free_bytes), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -52,8 +54,10 @@ def start(folder: RunDir) -> ForkServerProcess:
     return process
 
 
-def _attempt(path: str) -> None:
+def _attempt(path: str, free_bytes: int | None) -> None:
     folder = RunDir(Path(path))
+    if free_bytes is not None:
+        shutil.disk_usage = lambda _: SimpleNamespace(free=free_bytes)  # type: ignore[assignment,misc]
     log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

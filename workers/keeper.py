@@ -23,6 +23,7 @@ from jobs.rundir import RunDir, read_json, write_json
 from jobs.spec import RECIPES
 from workers import fence
 from workers.child import Child, Ended
+from workers.log_limit import shorten
 from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Keeper:
         while not select.select([self._child.handle], [], [], TICK_S)[0]:
             now = self._monotonic()
             self._limits(now)
+            self._bound_log()
             self._watch(now)
             try:
                 self._talk(now)
@@ -81,7 +83,9 @@ class Keeper:
             self._fence.stop()
             if self._fence.fired and self._stopped_for is None:
                 self._stopped_for, self._reason = StoppedFor.NOT_OURS, fence.REASON
-        return self._leave(self._child.wait())
+        ended = self._child.wait()
+        self._bound_log()
+        return self._leave(ended)
 
     def _talk(self, now: float) -> None:
         progress = self._progress()
@@ -127,6 +131,13 @@ class Keeper:
             self._stop(StoppedFor.TIMEOUT, f"It ran longer than max_runtime_s = {limit_s:g}.", now)
         if self._kill_at is not None and now >= self._kill_at:
             self._child.kill()
+
+    def _bound_log(self) -> None:
+        try:
+            if gone := shorten(self._folder.log, self._settings.max_log_bytes):
+                log.info("job %s: %d bytes of its log were cut out", self._job.id, gone)
+        except OSError as error:  # a full disk: the next tick tries again
+            log.warning("job %s: its log could not be shortened: %s", self._job.id, error)
 
     def _stop(self, why: StoppedFor, reason: str, now: float, *, grace_s: float | None = None) -> None:
         """SIGTERM once, SIGKILL after the grace. A cancellation outweighs what was asked before."""

@@ -1,15 +1,14 @@
-"""`overnight ls, show, logs, wait, cancel ...`: what can be done with jobs after they were submitted."""
+"""`overnight ls, show, logs, wait`: looking at jobs. What changes them is in queue_commands."""
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from api.cli import fields, follow, output, screens
-from api.cli.session import LAST, USAGE, Session, exit_code_of, fail, fate, problem_words, with_rig
-from api.client import ApiProblem, Client
+from api.cli import follow, output, screens
+from api.cli.session import Session, fate, with_rig
 
 Json = dict[str, Any]
 
@@ -29,14 +28,18 @@ SHOWN_LOG_LINES = 200
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @with_rig
 def ls(session: Session, /, watch: bool, **filters: Any) -> None:
-    """The newest jobs first."""
+    """The newest jobs first; with --queued what waits, in the order in which it starts."""
+    in_order = filters["state"] == "queued"
+    if in_order:
+        filters |= {"state": None, "order": "queue"}
     if watch and output.is_terminal() and not session.as_json:
         _watch_list(session, filters)
     page = session.client.jobs(**filters)
     if session.as_json:
         output.emit(page)
         return
-    output.show(output.job_rows(page["jobs"]) if page["jobs"] else "No jobs.")
+    rows = output.queue_rows if in_order else output.job_rows
+    output.show(rows(page["jobs"]) if page["jobs"] else "No jobs.")
     if page.get("next"):
         output.say(f"There are more: `overnight ls -n {2 * filters['limit']}`, or --tag, --kind, --state.")
 
@@ -105,84 +108,7 @@ def wait(session: Session, jobs: tuple[str, ...]) -> None:
     raise SystemExit(fate(ended))
 
 
-@click.command("edit")
-@click.argument("job")
-@click.option("--set", "sets", multiple=True, required=True, metavar="FIELD=VALUE", help="As in --set priority=high --set lora.r=8.")  # fmt: skip
-@with_rig
-def edit(session: Session, job: str, sets: tuple[str, ...]) -> None:
-    """Change a job that waits."""
-    job_id = session.job_id(job)
-    changes: Json = {}
-    for text in sets:
-        fields.change(changes, fields.assignment(text))
-    if any(isinstance(value, dict) for value in changes.values()):
-        spec = session.client.job(job_id)["spec"]  # lora.r=8 keeps the rest of lora
-        kept = {name: spec[name] for name, value in changes.items() if isinstance(value, dict) and name in spec}
-        fields.change(kept, changes)
-        changes = kept
-    _tell(session, session.client.edit(job_id, changes))
-
-
-def _hold(name: str, held: bool, text: str) -> click.Command:
-    @click.command(name, help=text)
-    @click.argument("jobs", nargs=-1, required=True)
-    @with_rig
-    def command(session: Session, jobs: tuple[str, ...]) -> None:
-        ids = [session.job_id(job) for job in jobs]
-        _to_each(session, ids, lambda client, job_id: client.edit(job_id, {"held": held}))
-
-    return command
-
-
-def _wish(name: str, text: str, act: Callable[[Client, str], Json | None]) -> click.Command:
-    """A command that does one thing to each of the named jobs. It wants exact ids: `@last` may be somebody else's."""
-
-    @click.command(name, help=text)
-    @click.argument("jobs", nargs=-1, required=True)
-    @with_rig
-    def command(session: Session, jobs: tuple[str, ...]) -> None:
-        ids = [session.job_id(job) for job in jobs if job != LAST]
-        if len(ids) < len(jobs):
-            fail(f"{name} wants a job's number", USAGE)
-        _to_each(session, ids, act)
-
-    return command
-
-
-def _to_each(session: Session, ids: Sequence[str], act: Callable[[Client, str], Json | None]) -> None:
-    """Do it to every job, though one refuses; the exit status is the first refusal's."""
-    refused = []
-    for job_id in ids:
-        try:
-            _tell(session, act(session.client, job_id) or {"id": job_id, "state": "removed", "name": ""})
-        except ApiProblem as problem:
-            if problem.status == 401:
-                raise
-            output.say(problem_words(problem))
-            refused.append(exit_code_of(problem))
-    if refused:
-        raise SystemExit(refused[0])
-
-
-hold = _hold("hold", True, "Keep a waiting job from starting.")
-release = _hold("release", False, "Let a held job start again.")
-cancel = _wish("cancel", "Stop jobs; what waits is cancelled at once.", Client.cancel)
-retry = _wish("retry", "Put failed or cancelled jobs back into the queue.", Client.retry)
-preempt = _wish("preempt", "Let running jobs save their work and wait again.", Client.preempt)
-remove = _wish("rm", "Delete ended jobs and their run folders.", Client.remove)
-
-COMMANDS = (ls, show, logs, wait, cancel, retry, preempt, hold, release, edit, remove)
-
-
-def _tell(session: Session, job: Mapping[str, Any]) -> None:
-    if session.as_json:
-        output.emit(job)
-        return
-    wish = (job.get("wish") or {}).get("kind")
-    asked = f", asked to {'stop' if wish == 'cancel' else 'give way'}" if wish else ", held" if job.get("held") else ""
-    output.say(
-        f"Job {job['id']} {job['state']}{asked}{': ' if job.get('name') else ''}{job.get('name') or ''}", err=False
-    )
+COMMANDS = (ls, show, logs, wait)
 
 
 def _watch_list(session: Session, filters: Mapping[str, Any]) -> None:
@@ -207,6 +133,10 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("kind", f"{job['kind']}, {job['gpus']} GPU{'s' if job['gpus'] != 1 else ''}, priority {job['priority']}"),
         ("tags", " ".join(job.get("tags") or ())),
         ("state", job["state"]),
+        (
+            "place",
+            f"{job['position']} in the queue{', held' if job.get('held') else ''}" if job.get("position") else "",
+        ),
         ("now", output.what(job) if job["state"] in ("queued", "running") else ""),
         ("created", output.clock(job.get("created_at"))),
         ("started", output.clock(job.get("started_at"))),

@@ -173,6 +173,13 @@ def job_rows(jobs: Iterable[Mapping[str, Any]]) -> str:
     return table(head, ((j["id"], j["state"], j["name"], j["kind"], took(j), what(j)) for j in jobs), give_way="WHAT")
 
 
+def queue_rows(jobs: Iterable[Mapping[str, Any]]) -> str:
+    """What waits, by its place in the queue."""
+    head = ("#", "ID", "PRIORITY", "NAME", "KIND", "GPUS", "WAITS BECAUSE")
+    rows = ((j["position"], j["id"], j["priority"], j["name"], j["kind"], j["gpus"], what(j)) for j in jobs)
+    return table(head, rows, give_way="WAITS BECAUSE")
+
+
 def took(job: Mapping[str, Any], *, now: datetime | None = None) -> str:
     """How long it ran, or runs."""
     start, end = moment(job.get("started_at")), moment(job.get("finished_at"))
@@ -184,7 +191,7 @@ def took(job: Mapping[str, Any], *, now: datetime | None = None) -> str:
 def what(job: Mapping[str, Any]) -> str:
     """What there is to say about a job in its state."""
     if job["state"] == "queued":
-        return "held" if job.get("held") else str(job.get("waiting_because") or "")
+        return str(job.get("waiting_because") or "")
     if job["state"] == "running":
         return progress_words(job.get("progress") or {})
     outcome = job.get("outcome") or {}

@@ -4,10 +4,11 @@ import sys
 
 import click
 
-from api.cli import job_commands, rig_commands, sweep_commands
+from api.cli import job_commands, queue_commands, rig_commands, sweep_commands
 from api.cli.demo import demo
 from api.cli.doctor import doctor
 from api.cli.pull import pull
+from api.cli.rigs import rigs
 from api.cli.session import Commands
 
 
@@ -17,7 +18,16 @@ def overnight() -> None:
     """Keep a GPU rig working while its owner sleeps. `submit` gives it work; this does the rest."""
 
 
-for _command in (*rig_commands.COMMANDS, *job_commands.COMMANDS, *sweep_commands.COMMANDS, pull, doctor, demo):
+for _command in (
+    *rig_commands.COMMANDS,
+    *job_commands.COMMANDS,
+    *queue_commands.COMMANDS,
+    *sweep_commands.COMMANDS,
+    pull,
+    doctor,
+    demo,
+    rigs,
+):
     overnight.add_command(_command)
 
 

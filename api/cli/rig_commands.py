@@ -4,7 +4,7 @@ import importlib.util
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +87,53 @@ def rig(session: Session) -> None:
 
 
 @click.command("pause")
-@click.argument("gpu", required=False)
+@click.argument("gpus", nargs=-1, metavar="[GPU]...")
+@click.option("--now", is_flag=True, help="What runs there saves its work and goes back to the queue.")
 @with_rig
-def pause(session: Session, gpu: str | None) -> None:
-    """Start nothing more, on one GPU (number or UUID) or on the whole rig. What runs goes on."""
-    uuid = _uuid(session, gpu) if gpu else ""
-    _told(session, session.client.pause(uuid), f"Paused: {uuid or 'the rig'}. What runs goes on.")
+def pause(session: Session, /, gpus: tuple[str, ...], now: bool) -> None:
+    """Start nothing more on these GPUs (numbers or UUIDs), or on the whole rig. Kept over restarts. What runs goes on."""
+    _paused(session, gpus, lambda uuid: session.client.pause(uuid, now=now), "takes no new job")
 
 
 @click.command("resume")
-@click.argument("gpu", required=False)
+@click.argument("gpus", nargs=-1, metavar="[GPU]...")
 @with_rig
-def resume(session: Session, gpu: str | None) -> None:
-    """Start jobs again."""
-    uuid = _uuid(session, gpu) if gpu else ""
-    _told(session, session.client.resume(uuid), f"Resumed: {uuid or 'the rig'}.")
+def resume(session: Session, /, gpus: tuple[str, ...]) -> None:
+    """Let these GPUs, or the whole rig, take jobs again."""
+    _paused(session, gpus, session.client.resume, "takes jobs again")
+
+
+def _paused(session: Session, gpus: Sequence[str], change: Callable[[str], Json], words: str) -> None:
+    """Change the rig, or each of its named GPUs, and tell what that means for what runs and waits."""
+    uuids = [_uuid(session, gpu) for gpu in gpus]  # all are known before one is changed
+    answers = [change(uuid) for uuid in uuids or [""]]
+    if session.as_json:
+        output.emit(answers[0] if len(answers) == 1 else {"gpus": answers})
+        return
+    for answer in answers:
+        if uuids:
+            title = answer["name"] if answer["id"].startswith("cpu:") else f"GPU {answer['index']} ({answer['name']})"
+            output.say(f"{title} {words}.{_what_runs(session, answer)}", err=False)
+        else:
+            output.say(f"The rig {answer['name']} {words}.{_what_waits(answer)}", err=False)
+
+
+def _what_runs(session: Session, slot: Json) -> str:
+    if not slot.get("job"):
+        return "" if slot["paused"] else " It is free."
+    job = session.client.job(slot["job"])
+    if job.get("wish"):
+        return f" Job {job['id']} was asked to save its work and give way."
+    eta_s = (job.get("progress") or {}).get("eta_s")
+    return f" Job {job['id']} goes on{f' until about {output.eta_clock(eta_s)}' if eta_s is not None else ''}."
+
+
+def _what_waits(rig: Json) -> str:
+    running, waiting = rig["jobs"].get("running", 0), rig["jobs"].get("queued", 0)
+    told = f" {running} running, {waiting} waiting."
+    if not rig["paused"] and not rig["window"]["open"]:
+        told += f" Its window opens at {output.clock(rig['window']['opens_at'])}."
+    return told
 
 
 @click.command("token")
@@ -141,13 +173,6 @@ def show_config(explain: bool, server: str | None, token: str | None, as_json: b
 
 
 COMMANDS = (up, reindex, gpus, rig, pause, resume, token, show_config)
-
-
-def _told(session: Session, answer: Json, text: str) -> None:
-    if session.as_json:
-        output.emit(answer)
-    else:
-        output.say(text, err=False)
 
 
 def _uuid(session: Session, text: str) -> str:

@@ -181,14 +181,20 @@ function confirmed(label, question) {
   });
 }
 
-async function post(button) {
-  const { post: url, label, question } = button.dataset;
-  if (!(await confirmed(label, question))) return;
+// A form's button: the same request that the browser would send, but the page stays.
+async function send(form, button) {
+  const url = button.getAttribute("formaction") || form.getAttribute("action");
+  const label = button.dataset.label || button.textContent.trim();
+  const fields = new URLSearchParams(new FormData(form));
+  if (button.name) fields.set(button.name, button.value);
+  if (button.dataset.question && !(await confirmed(label, button.dataset.question))) return;
+  fields.set("sure", "yes");
   button.disabled = true;
   say("");
   try {
-    const answer = await fetch(url, { method: "POST" });
-    if (!answer.ok) say(`${label}: ${(await answer.json().catch(() => ({}))).detail || "refused"}`, "refused");
+    const answer = await fetch(url, { method: "POST", body: fields, headers: { Accept: "application/json" } });
+    if (answer.status === 401) location.assign("/login?next=" + encodeURIComponent(location.pathname));
+    else if (!answer.ok) say(`${label}: ${(await answer.json().catch(() => ({}))).detail || "refused"}`, "refused");
   } catch {
     say(`${label}: the rig did not answer. Nothing is known of it; look again in a moment.`, "refused");
   }
@@ -210,8 +216,13 @@ async function copy(button) {
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (button?.dataset.post) post(button);
   if (button?.dataset.copy) copy(button);
+});
+
+document.addEventListener("submit", (event) => {
+  if (event.target.dataset.acts === undefined || !event.submitter) return;
+  event.preventDefault();
+  send(event.target, event.submitter);
 });
 
 // -- start, and rest while nobody looks ------------------------------------------------------------------------------------

@@ -367,7 +367,7 @@ def test_a_jobs_page_tells_its_whole_story(reader: TestClient, store: Store, set
 @pytest.mark.parametrize(
     ("state", "verbs"),
     [
-        (State.QUEUED, ["cancel"]),
+        (State.QUEUED, ["hold", "move", "move", "priority", "priority", "cancel"]),
         (State.RUNNING, ["preempt", "cancel"]),
         (State.SUCCEEDED, []),
         (State.FAILED, ["retry"]),
@@ -380,7 +380,7 @@ def test_a_page_offers_what_its_job_allows(reader: TestClient, store: Store, sta
     elif state.final:
         end(store, job, end=End(state), cause=Cause.BAD_INPUT if state is State.FAILED else None)
     html = reader.get(f"/jobs/{job.id}").text
-    assert re.findall(rf'data-post="/api/v1/jobs/{job.id}/(\w+)"', html) == verbs
+    assert re.findall(rf'formaction="/do/jobs/{job.id}/(\w+)"', html) == verbs
     assert not re.search(r'href="[^"]*/(cancel|retry|preempt|pause)', html), "a link must change nothing (S45)"
 
 

@@ -158,9 +158,10 @@ def make_rig(home: Path) -> Iterator[MakeRig]:
 
     def make(*, start: bool = True, environment: Mapping[str, str] | None = None, **settings: Any) -> Rig:
         values = {"rig": "rig", "port": 0, "slots": "cpu:2", "timezone": "UTC", "warm_start": False, "grace_s": 5.0}
-        chosen = Settings(home=home, **{**values, **settings})
+        own = settings.pop("home", home)  # each rig of a shared queue has its own
+        chosen = Settings(home=own, **{**values, **settings})
         given = {f"OVERNIGHT_{name.upper()}": str(value) for name, value in {**values, **settings}.items()}
-        rig = Rig(chosen, {**given, "OVERNIGHT_HOME": str(home), **(environment or {})})
+        rig = Rig(chosen, {**given, "OVERNIGHT_HOME": str(own), **(environment or {})})
         rigs.append(rig)
         if start:
             rig.start()

@@ -505,7 +505,7 @@ def test_slots_are_shown_and_paused(api: Api):
     slots = [{"id": f"GPU-{n}", "name": "RTX [bold]", "index": n, "memory_bytes": 24 * 10**9} for n in range(2)]
     api.store.describe_rig("rig", {"slots": slots, "problem": None})
     assert "24.0 GB" in api.overnight("gpus").stdout
-    assert "GPU-1" in api.overnight("pause", "1").stdout
+    assert "GPU 1 (RTX [bold]) takes no new job" in api.overnight("pause", "1").stdout
     assert api.store.paused() == {"rig:GPU-1"}
     assert api.overnight("resume", "GPU-1").exit_code == 0
     assert api.overnight("pause").exit_code == 0

@@ -212,6 +212,14 @@ def test_a_sweep_finds_what_is_handed_on_while_it_looks() -> None:
 # -- frozen -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_program_that_floods_its_log_does_not_fill_the_disk(make_rig: Any) -> None:
+    rig = make_rig(max_log_bytes=20_000)
+    job = rig.submit(kind="command", argv=["sh", "-c", "yes 'a line of many' | head -c 3000000; echo the end"])
+    assert rig.until_ended(job).state is State.SUCCEEDED
+    assert "Overnight left out" in rig.log(job) and rig.log(job).endswith("the end\n")
+    assert len(rig.log(job)) < 20_000
+
+
 def test_a_frozen_horse_is_ended_after_its_lease_and_its_job_goes_on(make_rig: Any) -> None:
     rig = make_rig(**SHORT_LEASE)
     job_id = rig.count(400)

@@ -70,6 +70,24 @@ def test_a_run_leaves_an_adapter_with_tokenizer_and_card(undisturbed: RunDir) ->
     assert [path.name for path in undisturbed.output.iterdir()] == ["adapter"]
 
 
+def test_a_checkpoint_is_as_large_as_was_expected(undisturbed: RunDir) -> None:
+    newest = checkpoints.sealed(undisturbed.checkpoints)[-1]
+    learning = (newest / "adapter_model.safetensors").stat().st_size // 4
+    expected, real = checkpoints.expected_bytes([(learning, 4)]), sum(p.stat().st_size for p in newest.iterdir())
+    assert real <= expected <= real + 2 * checkpoints.OTHER_FILES_BYTES
+
+
+def test_without_space_for_its_checkpoints_it_does_not_begin_and_says_how_much_it_needs(
+    tmp_path: Path, tiny_model: Path, data: Path
+) -> None:
+    folder = attempt(tmp_path, tiny_model, data)
+    assert ended(start(folder, free_bytes=1_000_000)) == 1
+    told = result(folder)
+    assert (told["end"], told["cause"]) == ("failed", "disk_full"), log(folder)
+    assert told["learned"]["disk_bytes"] > 5_000_000 and "the disk has 0.0 GB" in told["message"]
+    assert not curve(folder)
+
+
 def test_its_metrics_tell_what_was_learnt_from(undisturbed: RunDir) -> None:
     metrics = result(undisturbed)["metrics"]
     assert (metrics["steps"], metrics["rows"], metrics["cut_rows"], metrics["dropped_rows"]) == (STEPS, 16, 0, 0)

@@ -11,8 +11,8 @@ from fake_nvml.fakenvml import FakeNvml
 from until import until
 
 from daemon import telemetry
+from daemon.explain import explain
 from daemon.facts import Ledger
-from daemon.plan import explain
 from jobs.model import Cause, State
 
 SHOW = 'echo "$CUDA_DEVICE_ORDER $CUDA_VISIBLE_DEVICES"'

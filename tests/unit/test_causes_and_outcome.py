@@ -16,6 +16,12 @@ class OutOfMemoryError(RuntimeError):
     """Named as torch's own; torch itself is not loaded here."""
 
 
+def test_an_error_whose_causes_lead_back_to_itself_is_classified() -> None:
+    first, second = ConnectionError("refused"), OSError("no such model here")
+    first.__cause__, second.__cause__ = second, first
+    assert classify(second, {}).cause is Cause.FETCH
+
+
 def test_a_full_disk_is_recognised_even_without_its_number() -> None:
     assert classify(OSError(errno.ENOSPC, "No space left on device"), {}).cause is Cause.DISK_FULL
     # what the Rust tokenizers raise

@@ -163,3 +163,12 @@ def test_a_fresh_start_removes_what_was_there_and_notes_what_it_is(tmp_path: Pat
     checkpoints.start_over(tmp_path, {"model": "m", "learning_rate": 0.1})
     assert checkpoints.sealed(tmp_path) == []
     assert checkpoints.origin(tmp_path) == {"model": "m", "learning_rate": 0.1}
+
+
+def test_the_space_that_is_still_needed_counts_what_is_there(tmp_path: Path) -> None:
+    one = checkpoints.expected_bytes([(1_000_000, 4), (500_000, 2)])
+    assert one == 3 * (4_000_000 + 1_000_000) + checkpoints.OTHER_FILES_BYTES
+    assert checkpoints.needed_bytes(tmp_path, one) == 5 * one
+    there = sum(path.stat().st_size for path in save(tmp_path, 10).iterdir())
+    assert checkpoints.needed_bytes(tmp_path, one) == 5 * one - there
+    assert checkpoints.needed_bytes(tmp_path, 1) == 1  # never less than the next one

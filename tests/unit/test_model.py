@@ -168,6 +168,14 @@ def test_a_full_disk_never_fails_a_job_and_waits_before_it_tries_again() -> None
     assert back.not_before is not None and back.not_before > 100.0
 
 
+def test_the_space_that_an_attempt_lacked_is_known_until_the_next_one_starts() -> None:
+    lacked = outcome(End.FAILED, Cause.DISK_FULL, learned={"disk_bytes": 5e9})
+    back = replace(RUNNING, estimate={"steps": 7.0}).ended(fence=1, outcome=lacked, now=3.0)
+    assert back.estimate == {"steps": 7.0, "disk_bytes": 5e9}
+    again = back.offered(rig="rig", slots=("a",), now=4.0).claimed(fence=2, owner="me", now=5.0)
+    assert again.estimate == {"steps": 7.0}  # what it has written since counts, too
+
+
 def test_a_download_error_backs_off_longer_each_time() -> None:
     job, waits = QUEUED, []
     for _ in range(2):

@@ -1,55 +1,12 @@
 """The planner's promises, on facts alone."""
 
 from dataclasses import replace
-from typing import Any
-from zoneinfo import ZoneInfo
 
-from hypothesis import given
-from hypothesis import strategies as st
+from plan_facts import NOW, facts, job, offers, running
 
-from daemon.plan import Cancel, DeclareLost, Facts, Interrupt, Offer, SlotFacts, Withdraw, explain, plan
-from daemon.rig import Slot
-from jobs.model import End, Job, Outcome, Priority, Progress, State, Wish, WishKind, rank_of
-
-UTC = ZoneInfo("UTC")
-NOW = 1_000_000.0
-
-
-def job(number: int, *, priority: Priority = Priority.NORMAL, **facts: Any) -> Job:
-    return Job(
-        id=str(number),
-        kind="command",
-        name=f"job {number}",
-        spec={},
-        created_at=0.0,
-        rank=rank_of(priority, number),
-        priority=priority,
-        **facts,
-    )
-
-
-def running(number: int, *slots: str, eta_s: float | None = None, **facts: Any) -> Job:
-    offered = job(number, gpus=len(slots), **facts).offered(rig="rig", slots=slots, now=NOW)
-    claimed = offered.claimed(fence=1, owner="me", now=NOW)
-    return claimed.progressed(fence=1, progress=Progress(step=1, total=2, eta_s=eta_s))
-
-
-def facts(*jobs: Job, gpus: int = 2, **more: Any) -> Facts:
-    occupied = {slot: j.id for j in jobs for slot in j.slots}
-    memory = more.pop("memory", [24] * gpus)
-    paused = more.pop("paused_slots", ())
-    slots = tuple(
-        SlotFacts(
-            Slot(f"GPU-{i}", f"card {i}", i, memory[i]), job=occupied.get(f"GPU-{i}"), paused=f"GPU-{i}" in paused
-        )
-        for i in range(gpus)
-    )
-    more.setdefault("leases", {j.id: 10.0 for j in jobs if j.state is State.RUNNING})
-    return Facts(now=NOW, rig="rig", zone=UTC, slots=slots, jobs={j.id: j for j in jobs}, **more)
-
-
-def offers(found: Facts) -> dict[str, tuple[str, ...]]:
-    return {d.job: d.slots for d in plan(found) if isinstance(d, Offer)}
+from daemon.explain import explain
+from daemon.plan import Cancel, DeclareLost, Interrupt, Withdraw, plan
+from jobs.model import End, Outcome, Priority, State, Wish, WishKind
 
 
 def test_one_offer_for_each_free_slot_first_come_first_served() -> None:
@@ -147,28 +104,6 @@ def test_every_waiting_job_says_why() -> None:
     assert explain(found, found.jobs["1"]) is None
 
 
-a_job = st.builds(
-    lambda number, gpus, priority, held, window: job(number, gpus=gpus, priority=priority, held=held, window=window),
-    st.integers(1, 10**6),
-    st.integers(1, 5),
-    st.sampled_from(Priority),
-    st.booleans(),
-    st.sampled_from(["night", "any"]),
-)
-
-
-@given(st.lists(a_job, max_size=30, unique_by=lambda j: j.id), st.integers(0, 4), st.booleans())
-def test_no_gpu_is_offered_twice_and_order_holds(jobs: list[Job], gpus: int, window_open: bool) -> None:
-    found = facts(*jobs, gpus=gpus, window_open=window_open)
-    given_out = [slot for slots in offers(found).values() for slot in slots]
-    assert len(given_out) == len(set(given_out)) <= gpus
-    started = [found.jobs[job_id] for job_id in offers(found)]
-    assert [j.rank for j in started] == sorted(j.rank for j in started)
-    assert all(not j.held and (window_open or j.window == "any") for j in started)
-    assert plan(found) == plan(found)
-    assert all(explain(found, j) for j in jobs)
-
-
 def test_an_ended_job_is_no_business_of_the_planner() -> None:
     done = running(1, "GPU-0").ended(fence=1, outcome=Outcome(end=End.SUCCEEDED), now=NOW)
     assert plan(facts(done)) == []
@@ -179,6 +114,13 @@ def test_a_gpu_that_the_sampler_lost_gets_no_job_and_the_reason_is_told() -> Non
     found = replace(found, slots=(replace(found.slots[0], problem="lost"),))
     assert plan(found) == []
     assert explain(found, found.jobs["1"]) == "needs a GPU; GPU 0 is lost"
+
+
+def test_a_job_whose_checkpoints_do_not_fit_on_the_disk_waits_and_holds_nobody_up() -> None:
+    found = facts(job(1, estimate={"disk_bytes": 5e9}), job(2), gpus=1, disk_room_bytes=4e9)
+    assert offers(found) == {"2": ("GPU-0",)}
+    assert explain(found, found.jobs["1"]) == "needs 5.0 GB for its checkpoints; the rig's disk has 4.0 GB to give"
+    assert list(offers(replace(found, disk_room_bytes=6e9))) == ["1"]
 
 
 def test_a_full_disk_holds_the_queue_and_says_so() -> None:
