@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from daemon.plan import SlotFacts
+from daemon.quarantine import OUT_OF_SERVICE
 from jobs.model import Job, Priority, State, WishKind
 
 CANCEL_WAITING = "It leaves the queue; it can be retried later."
@@ -68,6 +69,9 @@ def _of_job(job: Job, earlier: str | None, later: str | None) -> Iterator[Act]:
 def of_slot(slot: SlotFacts, title: str, at: str, job: Job | None) -> list[Act]:
     """For a slot, whose forms go below the address `at`."""
     found = []
+    if slot.problem and slot.problem.startswith(OUT_OF_SERVICE):
+        question = "It had a fault and takes no job. Release it when you trust it again."
+        found.append(Act(f"{at}/release", "Release", "release", question, title=f"Release {title}"))
     if slot.paused:
         found.append(Act(f"{at}/resume", "Resume", "resume", "It takes jobs again.", title=f"Resume {title}"))
     else:
@@ -77,18 +81,6 @@ def of_slot(slot: SlotFacts, title: str, at: str, job: Job | None) -> list[Act]:
         question = f"It takes no new job, and job {job.id} saves its work and goes back to the queue."
         found.append(Act(f"{at}/free", "Free now", "free", question, title=f"Free {title} now"))
     return found
-
-
-def of_sweep(sweep_id: str, left: int) -> list[Act]:
-    """For a sweep with so many jobs that wait or run."""
-    if not left:
-        return []
-    stops = (
-        "1 job that waits or runs stops; its run folder stays"
-        if left == 1
-        else f"{left} jobs that wait or run stop; their run folders stay"
-    )
-    return [Act(f"/do/sweeps/{sweep_id}/cancel", "Cancel what is left", "cancel", f"{stops}.", danger=True)]
 
 
 def of_rig(paused: bool) -> list[Act]:

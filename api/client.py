@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from api.sse import Event, lines, parse_events
 
@@ -218,6 +218,28 @@ class Client:
             "PUT", f"/inputs/{_part(digest)}", content=body, headers=headers, timeout=_timeout(LONG_ANSWER_TIMEOUT_S)
         )
 
+    def export(
+        self, target: Path, *, job: str = "", slots: Iterable[str] = (), start: float | None = None,
+        end: float | None = None, format: str = "csv", progress: Callable[[int], object] = lambda n: None,
+    ) -> None:  # fmt: skip
+        """Every second of a job's slots, or of these slots in a time, as a file that appears whole or not at all."""
+        path = f"/jobs/{_part(job)}/telemetry/export" if job else "/telemetry/export"
+        asked = [("format", format), *(("slot", slot) for slot in slots)]
+        asked += [(name, repr(float(at))) for name, at in (("start", start), ("end", end)) if at is not None]
+        draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+        try:
+            where = f"{path}?{urlencode(asked)}"
+            with (
+                self._stream("GET", where, timeout_s=LONG_ANSWER_TIMEOUT_S) as response,
+                draft.open("xb") as file,
+            ):
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    file.write(chunk)
+                    progress(len(chunk))
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
     # -- the rig --------------------------------------------------------------------------------------------------------
 
     def gpus(self) -> list[Json]:
@@ -228,9 +250,28 @@ class Client:
         """Start nothing more, on one GPU or on the whole rig. `now`: what runs there saves its work and waits again."""
         return self._json("POST", f"/gpus/{_part(gpu)}/pause" if gpu else "/rig/pause", json={"now": now})
 
+    def plan(self, *, what_if: Mapping[str, Any] | None = None, by: str = "") -> Json:
+        """The forecast: what ends when, lanes per slot, what will be late; with these documents at the end of the queue."""
+        params = {"by": by} if by else {}
+        if what_if is None:
+            return self._json("GET", "/plan", params=params)
+        return self._json("POST", "/plan", json=dict(what_if), params=params)
+
+    def job_plan(self, job_id: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Json:
+        """When one job is expected to start and end. Asked once: an answer that does not come is not missed."""
+        return self._json("GET", f"/jobs/{_part(job_id)}/plan", once=True, timeout=_timeout(timeout_s))
+
     def resume(self, gpu: str = "") -> Json:
         """Start jobs again, on one GPU or on the whole rig."""
         return self._json("POST", f"/gpus/{_part(gpu)}/resume" if gpu else "/rig/resume")
+
+    def release_gpu(self, gpu: str) -> Json:
+        """Put a GPU that had a fault back into service."""
+        return self._json("POST", f"/gpus/{_part(gpu)}/release")
+
+    def check_gpu(self, gpu: str) -> Json:
+        """Let the rig check a GPU that had a fault, and put it back when that goes well."""
+        return self._json("POST", f"/gpus/{_part(gpu)}/check")
 
     def rig(self) -> Json:
         """Settings in force, window, versions, health."""
@@ -293,13 +334,15 @@ class Client:
             raise RigUnreachable(self.url, "what answers there is not Overnight", sent=True)
         return answer
 
-    def _call(self, method: str, path: str, *, root: bool = False, **options: Any) -> "httpx.Response":
+    def _call(
+        self, method: str, path: str, *, root: bool = False, once: bool = False, **options: Any
+    ) -> "httpx.Response":
         """One call. It is repeated when it breaks and may be: all but a POST without a key change nothing twice."""
         import httpx
 
         url = self.url + ("" if root else "/api/v1") + path
         may_repeat = method not in ("POST", "PATCH") or "Idempotency-Key" in (options.get("headers") or {})
-        pauses = iter(REPEAT_AFTER_S if may_repeat else ())
+        pauses = iter(REPEAT_AFTER_S if may_repeat and not once else ())
         sent = False
         while True:
             try:

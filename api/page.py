@@ -29,6 +29,7 @@ from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.glance import glance
 from api.problems import ApiError
+from api.views import usage_of
 from daemon.explain import explain
 from daemon.plan import Facts
 from daemon.rig import Slot
@@ -269,6 +270,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
         "files": listed,
         "more_files": more,
         "price_per_kwh": settings.price_per_kwh,
+        "usage": {"throttled_s": None, **usage_of(job)},
     }
 
 
@@ -306,11 +308,7 @@ def _sweep_page(template: str, rig: Context, sweep_id: str) -> Response:
     except (UnknownSweep, redis.RedisError) as error:
         status = 404 if isinstance(error, UnknownSweep) else 503
         return _page("missing.html", rig, status, **common, facts=snap.facts, job_id=sweep_id, what="sweep")
-    shown: dict[str, Any] = {
-        "table": table,
-        "lines": sweep_panel.lines(table),
-        "acts": acts.of_sweep(sweep_id, table.left),
-    }
+    shown: dict[str, Any] = {"table": table, "lines": sweep_panel.lines(table), "acts": sweep_panel.acts(table)}
     return _page(template, rig, **common, sweep_id=sweep_id, **shown)
 
 

@@ -21,6 +21,7 @@ from daemon import telemetry
 from daemon.explain import explain
 from daemon.facts import Ledger
 from daemon.plan import Facts, SlotFacts
+from daemon.quarantine import OUT_OF_SERVICE
 from daemon.samples import SlotNow
 from daemon.settings import Settings
 from daemon.store import BEAT_TTL_S, Store
@@ -28,6 +29,7 @@ from daemon.telemetry import Live
 from jobs.model import Job, State
 
 ROWS = 25
+#: How the planner's word on a GPU in quarantine begins (daemon.quarantine.words_of).
 #: A beat older than this is none, even when Redis still has it: somebody stopped the clock.
 SILENT_S = 2.0 * BEAT_TTL_S
 SPARK_S, SPARK_POINTS, SPARK_GAP_S = 600.0, 120, 30.0
@@ -83,6 +85,8 @@ class SlotCard:
     spark: tuple[str, str]
     job: Job | None
     acts: Sequence[Act] = ()
+    #: Why it is out of service for a fault; empty when it is not.
+    held: str = ""
 
     @property
     def memory_ratio(self) -> float | None:
@@ -284,6 +288,7 @@ def _card(snap: Snapshot, facts: SlotFacts) -> SlotCard:
     slot, now = facts.slot, snap.live.slots.get(facts.slot.id)
     job = snap.facts.jobs.get(facts.job) if facts.job else None
     state, words = _slot_state(facts, now, job)
+    held = facts.problem if facts.problem and facts.problem.startswith(OUT_OF_SERVICE) else None
     return SlotCard(
         id=slot.id,
         title=title_of(slot.is_gpu, slot.index),
@@ -296,6 +301,7 @@ def _card(snap: Snapshot, facts: SlotFacts) -> SlotCard:
         spark=_spark(snap, slot.id),
         job=job,
         acts=of_slot(facts, title_of(slot.is_gpu, slot.index), f"/do/gpus/{quote(slot.id, safe='')}", job),
+        held=held.removeprefix(OUT_OF_SERVICE).strip(" ()") if held else "",
     )
 
 
@@ -314,6 +320,8 @@ def _slot_state(facts: SlotFacts, now: SlotNow | None, job: Job | None) -> tuple
         return "busy", "starting"
     if facts.paused:
         return "paused", "paused"
+    if facts.problem is not None and facts.problem.startswith(OUT_OF_SERVICE):
+        return "lost", OUT_OF_SERVICE
     if not facts.ready:
         return "lost", "worker down"
     if now is not None and now.state in ("stale", "suspect"):

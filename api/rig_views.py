@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
+from api.views import moment
+from daemon.quarantine import Quarantine
 from daemon.rig import Slot
 from daemon.samples import SlotNow
 from jobs.model import Job, State
@@ -21,10 +23,12 @@ class GpuView(BaseModel):
     index: int
     memory_bytes: int
     paused: bool
-    state: Literal["idle", "busy", "offered", "paused", "lost"]
+    state: Literal["idle", "busy", "offered", "paused", "lost", "quarantined"]
     job: str | None
     sample: dict[str, Any] | None
     sample_age_s: float | None
+    #: Since when and why it is out of service for a fault; null when it is not.
+    quarantine: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -37,6 +41,7 @@ class GpuView(BaseModel):
         sample: SlotNow | None,
         age_s: float | None,
         problem: str | None = None,
+        held: Quarantine | None = None,
     ) -> Self:
         """`problem`: what keeps jobs off its GPU (daemon.facts)."""
         return cls(
@@ -46,10 +51,11 @@ class GpuView(BaseModel):
             index=slot.index,
             memory_bytes=slot.memory_bytes,
             paused=paused,
-            state=_slot_state(paused, job, problem),
+            state=_slot_state(paused, job, problem, held),
             job=job.id if job else None,
             sample=asdict(sample) if sample else None,
             sample_age_s=age_s if sample else None,
+            quarantine=_quarantine(held) if held else None,
         )
 
 
@@ -83,13 +89,25 @@ class RigView(BaseModel):
     rigs: list[str]
 
 
+def _quarantine(held: Quarantine) -> dict[str, Any]:
+    return {
+        "since": moment(held.at),
+        "reason": held.reason,
+        "evidence": held.evidence,
+        "strikes": held.strikes,
+        "check": "asked" if held.check_asked else held.check_result or None,
+    }
+
+
 def _slot_state(
-    paused: bool, job: Job | None, problem: str | None
-) -> Literal["idle", "busy", "offered", "paused", "lost"]:
+    paused: bool, job: Job | None, problem: str | None, held: Quarantine | None
+) -> Literal["idle", "busy", "offered", "paused", "lost", "quarantined"]:
     if problem == "lost":
         return "lost"
     if job is not None:
         return "busy" if job.state is State.RUNNING else "offered"
+    if held is not None:
+        return "quarantined"
     return "paused" if paused else "idle"
 
 

@@ -1,9 +1,9 @@
 """The page's buttons: plain forms, so that they work without script. The script sends the same forms and stays on the page.
 
     POST /do/jobs/{id}/{verb}     cancel preempt retry hold release, move (position=), priority (priority=)
-    POST /do/gpus/{slot}/{verb}   pause resume free
+    POST /do/sweeps/{id}/cancel
+    POST /do/gpus/{slot}/{verb}   pause resume release free
     POST /do/rig/{verb}           pause resume
-    POST /do/sweeps/{id}/cancel   all that is left of it
 
 A form that asks a question is answered with that question until it says `sure=yes`. Then: 303 back to `next`, or 204 for the
 script. The guard has refused other sites' forms by then; here a request must also *show* that our own page sent it.
@@ -17,7 +17,7 @@ import redis
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 
-from api import acts, page, routes_jobs, routes_rig, routes_sweeps
+from api import acts, page, routes_jobs, routes_rig, routes_sweeps, sweep_panel
 from api.acts import Act
 from api.auth import NEXT
 from api.context import Context, Rig
@@ -73,6 +73,7 @@ def do_with_slot(slot_id: str, verb: str, request: Request, form: Form, rig: Rig
     deeds: dict[str, Deed] = {
         "pause": lambda: routes_rig.pause_gpu(slot_id, rig, {}),
         "resume": lambda: routes_rig.resume_gpu(slot_id, rig),
+        "release": lambda: routes_rig.release_gpu(slot_id, rig),
         "free": lambda: routes_rig.pause_gpu(slot_id, rig, {"now": True}),
     }
     if verb not in deeds:
@@ -90,6 +91,19 @@ def do_with_slot(slot_id: str, verb: str, request: Request, form: Form, rig: Rig
     return _answer(request, form, rig, deed, found, back="/")
 
 
+@router.post("/do/sweeps/{sweep_id}/cancel", dependencies=[OurPage])
+def cancel_sweep(sweep_id: str, request: Request, form: Form, rig: Rig) -> Response:
+    """A sweep's button."""
+    found: list[Act] = []
+
+    def deed() -> object:
+        sweep = routes_sweeps.known(sweep_id, rig)
+        found.extend(sweep_panel.acts(rig.tables.of(sweep)))
+        return None if _asks(found, form) else routes_sweeps.cancel_sweep(sweep, rig)
+
+    return _answer(request, form, rig, deed, found, back=f"/sweeps/{quote(sweep_id, safe='')}")
+
+
 @router.post("/do/rig/{verb}", dependencies=[OurPage])
 def do_with_rig(verb: str, request: Request, form: Form, rig: Rig) -> Response:
     """One of the rig's buttons."""
@@ -101,19 +115,6 @@ def do_with_rig(verb: str, request: Request, form: Form, rig: Rig) -> Response:
         raise ApiError(404, "Nothing is here.")
     found = [act for act in acts.of_rig(verb == "resume") if act.path == f"/do/rig/{verb}"]
     return _answer(request, form, rig, lambda: None if _asks(found, form) else deeds[verb](), found, back="/")
-
-
-@router.post("/do/sweeps/{sweep_id}/cancel", dependencies=[OurPage])
-def cancel_sweep(sweep_id: str, request: Request, form: Form, rig: Rig) -> Response:
-    """A sweep's button."""
-    found: list[Act] = []
-
-    def deed() -> object:
-        sweep = routes_sweeps.known(sweep_id, rig)
-        found.extend(acts.of_sweep(sweep.id, rig.tables.of(sweep).left))
-        return None if _asks(found, form) else routes_sweeps.cancel_sweep(sweep, rig)
-
-    return _answer(request, form, rig, deed, found, back=f"/sweeps/{quote(sweep_id, safe='')}")
 
 
 def _asks(found: list[Act], form: Mapping[str, str]) -> bool:

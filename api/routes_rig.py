@@ -16,7 +16,7 @@ from api.problems import ApiError, documented, problem
 from api.rig_views import GpuList, GpuView, RigView, WindowView, occupied
 from api.routes_jobs import EVERYBODY, OptionalBody
 from api.views import moment_or_none
-from daemon import telemetry
+from daemon import quarantine, telemetry
 from daemon.facts import problem_of
 from daemon.rig import Slot
 from daemon.store import UnknownJob
@@ -73,6 +73,29 @@ def resume_gpu(slot_id: str, rig: Rig) -> GpuView:
     return _set_paused(slot_id, rig, rig.store.resume)
 
 
+@router.post("/gpus/{slot_id}/release", operation_id="releaseGpu", responses=documented(*EVERYBODY, 404))
+def release_gpu(slot_id: str, rig: Rig) -> GpuView:
+    """Put a GPU that had a fault back into service. Does nothing to one that is in service."""
+
+    def put_back(name: str, slot: str) -> None:
+        quarantine.release(rig.store, name, slot, by=quarantine.BY_HAND, now=rig.now())
+
+    return _set_paused(slot_id, rig, put_back)
+
+
+@router.post(
+    "/gpus/{slot_id}/check", operation_id="checkGpu", status_code=202, responses=documented(*EVERYBODY, 404, 409)
+)
+def check_gpu(slot_id: str, rig: Rig) -> GpuView:
+    """Let the daemon compute on a GPU that is out of service; when that goes well, it is put back."""
+
+    def ask(name: str, slot: str) -> None:
+        if not quarantine.ask_for_check(rig.store, name, slot):
+            raise ApiError(409, "This GPU is in service: only one that had a fault is checked.")
+
+    return _set_paused(slot_id, rig, ask)
+
+
 @router.get("/rig", operation_id="getRig", responses=documented(*EVERYBODY))
 def get_rig(rig: Rig) -> RigView:
     """Settings in force, window, versions and health."""
@@ -120,14 +143,26 @@ def _gpus(rig: Context) -> list[GpuView]:
     live = telemetry.latest(rig.settings.home, now=rig.now())
     paused, jobs = rig.store.paused(), occupied(rig.facts().jobs)
     views = []
-    for name, facts in rig.store.rigs().items():
+    rigs = rig.store.rigs()
+    held = {name: quarantine.read(rig.store, name) for name in rigs}
+    for name, facts in rigs.items():
         for slot in map(Slot.from_json, facts.get("slots", ())):
             sample = live.slots.get(slot.id) if name == rig.settings.rig else None
             is_paused = f"{name}:{slot.id}" in paused
+            one = held[name].get(slot.id)
             job = jobs.get((name, slot.id))
             problem = problem_of(slot, live, facts.get("started_at") or 0.0) if name == rig.settings.rig else None
             views.append(
-                GpuView.of(slot, name, paused=is_paused, job=job, sample=sample, age_s=live.age_s, problem=problem)
+                GpuView.of(
+                    slot,
+                    name,
+                    paused=is_paused,
+                    job=job,
+                    sample=sample,
+                    age_s=live.age_s,
+                    problem=problem,
+                    held=one if one and one.active else None,
+                )
             )
     return views
 

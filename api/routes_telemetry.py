@@ -22,7 +22,7 @@ from api.files import attachment
 from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY, KnownJob
 from api.views import TelemetryPoint, TelemetryView, moment
-from daemon import export, telemetry
+from daemon import export, quarantine, telemetry
 
 PARQUET_TIMEOUT_S = 120.0
 LONGEST_EXPORT_S = 400 * 86_400.0
@@ -154,6 +154,7 @@ def _scene(rig: Context) -> metrics.Scene:
         live=telemetry.latest(settings.home, now=now),
         beat=rig.store.last_beat(settings.rig),
         xids=telemetry.xid_counts(settings.home),
+        quarantined={s: one for s, one in quarantine.read(rig.store, settings.rig).items() if one.active},
         disk_free_bytes=_free_bytes(settings.home),
         disk_floor_bytes=settings.disk_floor_bytes,
         version=_version(),

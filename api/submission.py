@@ -28,12 +28,17 @@ class Submitted:
     replayed: bool
 
 
+def parsed(batch: BatchRead) -> list[Spec]:
+    """The documents as specs, whether or not a rig can take them. Raises InvalidSpec."""
+    return _each(batch, batch.documents, parse)
+
+
 def checked(batch: BatchRead, rig: Context) -> list[Spec]:
     """The documents as specs that this rig, or another one of its queue, can take.
 
     Raises InvalidSpec, with fields as the body names them.
     """
-    specs = _each(batch, batch.documents, parse)
+    specs = parsed(batch)
     rigs, known = rig.store.rigs(), _known_jobs(specs, rig)
     # with several rigs each one's own word counts; this rig speaks for itself
     slots = largest({rig.settings.rig: rigs.get(rig.settings.rig, {})} if rig.elsewhere.shared else rigs)
@@ -155,10 +160,15 @@ def submit(batch: BatchRead, body: object, rig: Context, *, key: str | None) -> 
 
 def would_wait_because(specs: Sequence[Spec], facts: Facts) -> list[str | None]:
     """Why each of these jobs would wait, were it submitted now."""
-    first = max((int(job_id) for job_id in facts.jobs), default=0) + 1
-    jobs = [new_job(numbered(spec, first), number, facts.now) for number, spec in enumerate(specs, first)]
+    jobs = supposed(specs, facts)
     then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
     return [explain(then, job) for job in jobs]
+
+
+def supposed(specs: Sequence[Spec], facts: Facts) -> list[Job]:
+    """The records that these would get, were they submitted now."""
+    first = max((int(job_id) for job_id in facts.jobs), default=0) + 1
+    return [new_job(numbered(spec, first), number, facts.now) for number, spec in enumerate(specs, first)]
 
 
 def _still_there(jobs: list[Job]) -> list[Job]:

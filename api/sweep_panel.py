@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from api.acts import Act
 from api.wording import STATE_WORDS, count, number, short, words
 from daemon.sweep_table import Row, Table
 from jobs.model import State
@@ -79,6 +80,17 @@ def lines(table: Table) -> list[Line]:
         )
         for row in table.rows[:ROWS]
     ]
+
+
+def acts(table: Table) -> list[Act]:
+    """The buttons."""
+    left = sum(not row.job.state.final for row in table.rows)
+    question = f"{count(left, 'job')} that wait or run will stop; their run folders stay."
+    return (
+        [Act(f"/do/sweeps/{table.sweep.id}/cancel", "Cancel what is left", "cancel", question, danger=True)]
+        if left
+        else []
+    )
 
 
 def point_words(point: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -170,6 +170,8 @@ def staff(settings: Settings, slots: tuple[Slot, ...]) -> Supervisor:
     supervisor.add("api", ["api"])
     cpu_slots = sum(not slot.is_gpu for slot in slots)
     extra = ["--cpu-slots", str(cpu_slots)] if cpu_slots else []
+    extra += ["--upgrade-check-s", str(settings.upgrade_check_s)]
+    extra += ["--kernel-log", str(settings.kernel_log)] if settings.kernel_log else []
     supervisor.add("sampler", ["daemon.sampler", "--home", str(settings.home), *extra])
     return supervisor
 

@@ -8,7 +8,16 @@ from queue import SimpleQueue
 from typing import Any
 
 from daemon.gpus import Inventory
-from daemon.nvml import TIMEOUT, Card, DriverTrouble, GpuTrouble, explain, load_binding, raise_for_driver
+from daemon.nvml import (
+    TIMEOUT,
+    VERSION_MISMATCH,
+    Card,
+    DriverTrouble,
+    GpuTrouble,
+    explain,
+    load_binding,
+    raise_for_driver,
+)
 from daemon.samples import STATES, Sample
 
 XID_EVENT = 8  # nvmlEventTypeXidCriticalError
@@ -24,6 +33,8 @@ class Driver:
     def __init__(self, *, retry_s: float, watch_xids: bool) -> None:
         self.cards: dict[str, Card] = {}
         self.problem: str | None = None
+        #: Whether new CUDA processes would fail: the driver was replaced while it was in use.
+        self.replaced = False
         self.xids: SimpleQueue[tuple[str, int]] = SimpleQueue()
         self._retry_s = retry_s
         self._watch_xids = watch_xids
@@ -45,6 +56,7 @@ class Driver:
                 self._failures = 0
                 return samples
         except DriverTrouble as trouble:
+            self.replaced = trouble.replaced
             self._stop(str(trouble), at)
         return {uuid: Sample(ts, state=STATES.index(card.state)) for uuid, card in self.cards.items()}
 
@@ -59,7 +71,8 @@ class Driver:
             nvml.nvmlInit()
             count = nvml.nvmlDeviceGetCount()
         except nvml.NVMLError as error:
-            raise DriverTrouble(explain(error)) from None
+            raise DriverTrouble(explain(error), replaced=error.value == VERSION_MISMATCH) from None
+        self.replaced = False
         self._nvml, self._unmet, self._look_at = nvml, set(range(count)), 0.0
         self.problem = None if count else "The NVIDIA driver reports no GPU: CPU slots are used."
         if self._watch_xids:
@@ -176,7 +189,7 @@ def inventory() -> Inventory:
     """The GPUs that answer now."""
     driver = Driver(retry_s=0.0, watch_xids=False)
     driver.read(0, at=0.0, thoroughly=False)
-    return Inventory(tuple(card.gpu for card in driver.cards.values()), driver.problem)
+    return Inventory(tuple(card.gpu for card in driver.cards.values()), driver.problem, driver.replaced)
 
 
 def _address(handle: Any) -> int | None:

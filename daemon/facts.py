@@ -6,12 +6,14 @@ Each change of a record adds its event in the same transaction, so a copy that r
 import math
 import shutil
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from daemon import telemetry
+from daemon import quarantine, telemetry
 from daemon.conditions import UNFIT, Condition, Conditions
+from daemon.faults import RECOVERY
 from daemon.here import Here
+from daemon.history import Expectations, History
 from daemon.plan import Facts, Policy, SlotFacts
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -20,6 +22,8 @@ from daemon.telemetry import Live
 from jobs.model import Job, State
 
 EVENTS_PER_READ = 1_000
+#: Durations are learned from so many of the jobs that ended last.
+ENDED_READ, ENDED_PER_READ = 1_000, 200
 
 
 class Ledger:
@@ -32,6 +36,10 @@ class Ledger:
         self._last: str | None = None
         self._jobs: dict[str, Job] = {}
         self._fates: dict[str, State] = {}
+        #: What earlier jobs took.
+        self.history = History()
+        self._expectations = Expectations(self.history)
+        self._cards: dict[str, str] = {}
 
     def refresh(self) -> None:
         """Read the stream to its end."""
@@ -65,8 +73,10 @@ class Ledger:
         rig, paused = settings.rig, self._store.paused()
         told = self._store.rigs().get(rig, {})
         slots = [Slot.from_json(record) for record in told.get("slots", [])]
+        held = quarantine.words_of(quarantine.read(self._store, rig).values())
         with self._lock:
             jobs, fates = dict(self._jobs), dict(self._fates)
+            self._cards |= {slot.id: card(slot) for slot in slots}
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
         if conditions is not None:
             found = conditions.look(live, occupied, now)
@@ -74,7 +84,7 @@ class Ledger:
             judged = (self._store.last_beat(rig) or {}).get("conditions", {})
             found = {slot: Condition.from_json(record) for slot, record in judged.items()}
         for slot in slots:
-            if problem := problem_of(slot, live, told.get("started_at") or 0.0):
+            if problem := held.get(slot.id) or problem_of(slot, live, told.get("started_at") or 0.0):
                 found[slot.id] = replace(found.get(slot.id, Condition()), problem=problem)
         windows, zone = settings.windows, settings.zone
         waiting = [job for job in jobs.values() if job.state is State.QUEUED and job.offer is None]
@@ -98,12 +108,13 @@ class Ledger:
             paused=rig in paused,
             window_open=windows.is_open(now, zone),
             window_opens_at=windows.opens_at(now, zone),
+            expected_s=self.expected_s(now, jobs, slots),
             window_end=settings.window_end,
             closes_at=windows.closes_at(now, zone),
             window_s=windows.longest_s,
             policy=policy(settings),
             leases=self._store.leases(),
-            hold=disk_hold(settings),
+            hold=disk_hold(settings) or (live.hold if any(slot.is_gpu for slot in slots) else None),
             disk_room_bytes=disk_room_bytes(settings),
             offer_timeout_s=settings.offer_timeout_s,
             renew_s=settings.renew_s,
@@ -112,6 +123,11 @@ class Ledger:
             others=rigs.others,
         )
 
+    def expected_s(self, now: float, jobs: Mapping[str, Job], slots: Iterable[Slot]) -> Mapping[str, float]:
+        """Seconds that these jobs will take on these slots, or have left, as far as history knows."""
+        self._expectations = self._expectations.at(now, jobs, {slot.id: card(slot) for slot in slots})
+        return self._expectations
+
     def _load(self) -> None:
         last = (
             self._store.last_event_id()
@@ -119,6 +135,7 @@ class Ledger:
         self._jobs = self._store.unfinished()
         self._fates = {}
         self._learn_fates(self._jobs.values())
+        self._learn_history()
         self._last = last
 
     def _follow(self, events: Collection[Event]) -> None:
@@ -141,6 +158,7 @@ class Ledger:
                 self._fates.pop(job_id, None)
             else:
                 self._fates[job_id] = job.state
+                self.history.learn(job, self._card_of)
         self._learn_fates([records[job_id] for job_id in changed if job_id in self._jobs])
 
     def _learn_fates(self, jobs: Collection[Job]) -> None:
@@ -149,12 +167,36 @@ class Ledger:
         unknown = [p for p in parents if p not in self._jobs and p not in self._fates]
         self._fates |= {job.id: job.state for job in self._store.get_many(unknown).values() if job.state.final}
 
+    def _learn_history(self) -> None:
+        """From the jobs that ended last, the oldest first. What is known already is not learned twice."""
+        for record in self._store.rigs().values():
+            self._cards |= {slot.id: card(slot) for slot in map(Slot.from_json, record.get("slots", ()))}
+        ended: list[Job] = []
+        cursor: str | None = None
+        while len(ended) < ENDED_READ:
+            page = self._store.ended(limit=ENDED_PER_READ, cursor=cursor)
+            ended += page.jobs
+            if (cursor := page.next) is None:
+                break
+        for job in reversed(ended):
+            self.history.learn(job, self._card_of)
+
+    def _card_of(self, slot: str) -> str:
+        return self._cards.get(slot, "")
+
+
+def card(slot: Slot) -> str:
+    """What decides how fast it is: the card's name. All CPU slots are alike."""
+    return slot.name if slot.is_gpu else "CPU"
+
 
 def problem_of(slot: Slot, live: Live, started_at: float) -> str | None:
     """Why a slot's GPU gets no new job. One that was missed at the start is lost until this life's sampler sees it well."""
     seen = live.slots.get(slot.id)
     if seen is not None and seen.state in UNFIT:
         return seen.state
+    if seen is not None and seen.recovery_action:
+        return f"waiting for {RECOVERY.get(seen.recovery_action, 'a recovery')}: the driver asks for it"
     if slot.absent_since is None or (seen is not None and seen.state == "ok" and (live.at or 0.0) > started_at):
         return None
     return "lost"

@@ -28,6 +28,8 @@ class Inventory:
 
     gpus: tuple[Gpu, ...]
     problem: str | None
+    #: The driver was replaced while in use: no new process can use a GPU until a reboot.
+    replaced: bool = False
 
 
 def discover(*, timeout_s: float = 10.0) -> Inventory:
@@ -61,4 +63,4 @@ def _abandon(child: "subprocess.Popen[str]") -> None:
 
 
 def _inventory(answer: dict[str, Any]) -> Inventory:
-    return Inventory(tuple(Gpu(**gpu) for gpu in answer["gpus"]), answer["problem"])
+    return Inventory(tuple(Gpu(**gpu) for gpu in answer["gpus"]), answer["problem"], answer["replaced"])

@@ -19,6 +19,7 @@ from daemon.facts import Ledger
 from daemon.housekeeping import Housekeeper
 from daemon.plan import Cancel, Decision, DeclareLost, Interrupt, Offer, Withdraw, plan
 from daemon.process_tree import is_alive, kill_marked, kill_tree
+from daemon.quarantine import Warden
 from daemon.redis_server import Server
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -91,6 +92,7 @@ class Loop:
         self._slots, self._epoch, self._server, self._now = slots, epoch, server, now
         self._ledger, self._conditions = Ledger(store), Conditions(settings)
         self._housekeeper = Housekeeper(settings, now=now())
+        self._warden = Warden(settings, store, began=now())
         self._sweeps = SweepWatch(store, settings.runs)
         self._alarm = Alarm()
         self._stops_asked = 0
@@ -112,6 +114,7 @@ class Loop:
         while not self._stops_asked:
             self._guarded(self.run_once)
             self._alarm.wait(LOOK_EVERY_S)
+        self._warden.end()
         self._stop_jobs()
 
     def run_once(self) -> None:
@@ -127,9 +130,10 @@ class Loop:
         self._untaken -= {worker_name(job.slots[0]) for job in facts.here if job.state is State.RUNNING}
         for decision in plan(replace(facts, seen_for_s=self._seen_for_s())):
             self._act(decision)
+        self._housekeeper.look(facts.now)
+        self._warden.look(facts)
         for early in self._sweeps.look(facts):
             self._act(early)
-        self._housekeeper.look(facts.now)
         self._beat(facts.now)
 
     def _seen_for_s(self) -> float:

@@ -69,6 +69,10 @@ class GpuTrouble(Exception):
 class DriverTrouble(Exception):
     """The library is out, and all GPUs with it; the message is a sentence for people."""
 
+    def __init__(self, words: str, *, replaced: bool = False) -> None:
+        super().__init__(words)
+        self.replaced = replaced
+
 
 def load_binding() -> Any:
     """The module of nvidia-ml-py. Raises DriverTrouble when the package is not installed."""
@@ -94,7 +98,7 @@ def explain(error: Any) -> str:
 def raise_for_driver(error: Any) -> None:
     """Raise DriverTrouble for an NVMLError that is not about one GPU alone."""
     if error.value in LIBRARY_OUT:
-        raise DriverTrouble(explain(error))
+        raise DriverTrouble(explain(error), replaced=error.value == VERSION_MISMATCH)
 
 
 class Card:

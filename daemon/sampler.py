@@ -16,27 +16,51 @@ import socket
 import sqlite3
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 
 from daemon.driver import Driver, inventory
+from daemon.kernel_log import KernelLog, KernelXid, bus_key
 from daemon.machine import Machine
 from daemon.recorder import Recorder
 from daemon.samples import now_path, publish, unsaved_rows
+from daemon.upgrade import UpgradeWatch
 from jobs.process import die_with_parent
 from jobs.rundir import read_json
 
+HOLD = "the NVIDIA driver was replaced while in use: jobs start again after a reboot"
+#: How long NVML's word on an XID waits for the kernel's.
+KERNEL_FIRST_S = 2.0
 SAVE_EVERY_S, THOROUGHLY_EVERY_S, PRUNE_EVERY_S = 10, 5, 3600
+UPGRADE_CHECK_S = 60.0
 NICENESS = 10
+JOB_MARK = b"OVERNIGHT_JOB_ID="
 
 
 class Sampler:
     """One round per `tick`: read, record, publish. Trouble of the driver or the disk ends none."""
 
-    def __init__(self, home: Path, *, cpu_slots: int | None, retry_s: float) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        cpu_slots: int | None,
+        retry_s: float,
+        kernel_log: Path | None = None,
+        upgrade_check_s: float = UPGRADE_CHECK_S,
+    ) -> None:
         self._now_path = now_path(home)
         self._driver = Driver(retry_s=retry_s, watch_xids=True)
+        self._kernel_xids: SimpleQueue[KernelXid] = SimpleQueue()
+        self._kernel_log = KernelLog(self._kernel_xids, path=kernel_log)
+        self._kernel_log.start()
+        self._upgrades = UpgradeWatch(upgrade_check_s)
+        self._upgrades.start()
+        #: NVML's, which wait for the kernel's word on the same: only that names the process.
+        self._waiting_xids: deque[tuple[float, str, int]] = deque()
         self._recorder = Recorder(home)
         self._recorder.adopt(unsaved_rows(read_json(self._now_path) or {}))
         self._cpu_slots = cpu_slots
@@ -61,6 +85,8 @@ class Sampler:
 
     def close(self, *, now: float) -> None:
         """Save what waits."""
+        self._kernel_log.end()
+        self._upgrades.end()
         self._write("saved", lambda: self._recorder.save(now=now))
         self._recorder.close()
 
@@ -81,11 +107,28 @@ class Sampler:
             self._recorder.add(slot, sample)
 
     def _note_xids(self, now: float, at: float) -> None:
+        by_bus = {bus_key(card.gpu.bus_id): uuid for uuid, card in self._driver.cards.items() if card.gpu.bus_id}
+        while not self._kernel_xids.empty():
+            xid = self._kernel_xids.get()
+            if uuid := by_bus.get(xid.bus):
+                self._note_xid(now, at, uuid, "kernel", xid.code, xid.text, xid.pid)
         while not self._driver.xids.empty():
             uuid, code = self._driver.xids.get()
-            if self._recorder.note(now, uuid, "nvml", "xid", f"XID {code}", code):
-                _say(f"GPU {uuid} reported XID {code}")
-            self._driver.silence(uuid, code, at=at)
+            self._waiting_xids.append((at, uuid, code))
+        patience_s = KERNEL_FIRST_S if self._kernel_log.source else 0.0
+        while self._waiting_xids and at - self._waiting_xids[0][0] >= patience_s:
+            _, uuid, code = self._waiting_xids.popleft()
+            self._note_xid(now, at, uuid, "nvml", code, f"XID {code}")
+
+    def _note_xid(
+        self, now: float, at: float, uuid: str, source: str, code: int, text: str, pid: int | None = None
+    ) -> None:
+        job = job_of(pid) if pid else None
+        if self._recorder.note(now, uuid, source, "xid", text, code, pid=pid, job=job):
+            _say(
+                f"GPU {uuid} reported XID {code} ({source}{f', pid {pid}' if pid else ''}{f', job {job}' if job else ''})"
+            )
+        self._driver.silence(uuid, code, at=at)
 
     def _note_changes(self, now: float) -> None:
         for uuid, card in self._driver.cards.items():
@@ -111,6 +154,8 @@ class Sampler:
             "pid": os.getpid(),
             "source": "nvml" if self._driver.cards else "cpu",
             "problem": " ".join(filter(None, [self._driver.problem, *self._disk_problems.values()])) or None,
+            "hold": HOLD if self._driver.replaced or self._upgrades.replaced else None,
+            "kernel_log": self._kernel_log.source,
             "slots": slots,
             "unsaved": self._recorder.unsaved(),
         }
@@ -142,12 +187,31 @@ class StopSignal:
         return bool(select.select([self._received], [], [], delay_s)[0])
 
 
-def run(home: Path, *, cpu_slots: int | None, retry_s: float) -> None:
+def job_of(pid: int) -> str | None:
+    """The job that a process belongs to, by the mark in its environment; None when it is gone or not ours."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    found = [entry.partition(b"=")[2] for entry in entries if entry.startswith(JOB_MARK)]
+    return found[0].decode(errors="replace") if found else None
+
+
+def run(
+    home: Path,
+    *,
+    cpu_slots: int | None,
+    retry_s: float,
+    kernel_log: Path | None = None,
+    upgrade_check_s: float = UPGRADE_CHECK_S,
+) -> None:
     """Sample in the middle of each second until a stop signal or the parent's end. A late round is skipped."""
     stop, parent = StopSignal(), os.getppid()
     die_with_parent(signal.SIGTERM, parent)
     os.nice(NICENESS)
-    sampler = Sampler(home, cpu_slots=cpu_slots, retry_s=retry_s)
+    sampler = Sampler(
+        home, cpu_slots=cpu_slots, retry_s=retry_s, kernel_log=kernel_log, upgrade_check_s=upgrade_check_s
+    )
     sampler.tick(now=time.time(), at=time.monotonic())
     while not stop.wait(until_next_round_s(time.time())) and os.getppid() == parent:
         sampler.tick(now=time.time(), at=time.monotonic())
@@ -166,12 +230,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--inventory", action="store_true", help="print the GPUs as JSON and end")
     parser.add_argument("--cpu-slots", type=int, metavar="N", help="CPU slots to sample (default: 1 without a GPU)")
     parser.add_argument("--retry-s", type=float, default=30.0, metavar="S", help="when a lost GPU is asked again")
+    parser.add_argument("--kernel-log", type=Path, metavar="FILE", help="instead of /dev/kmsg or the journal")
+    parser.add_argument("--upgrade-check-s", type=float, default=UPGRADE_CHECK_S, metavar="S", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.inventory:
         die_with_parent(signal.SIGTERM, os.getppid())
         print(json.dumps(asdict(inventory())))
     elif options.home:
-        run(options.home, cpu_slots=options.cpu_slots, retry_s=options.retry_s)
+        run(
+            options.home,
+            cpu_slots=options.cpu_slots,
+            retry_s=options.retry_s,
+            kernel_log=options.kernel_log,
+            upgrade_check_s=options.upgrade_check_s,
+        )
     else:
         parser.error("one of --home and --inventory is needed")
 

@@ -99,9 +99,12 @@ class Settings(BaseModel):
     currency: str = Field("", max_length=8, description="What prices are in: EUR.")
     co2_g_per_kwh: float | None = Field(None, ge=0, description="What the grid emits, to show the CO2 of a job.")
     wall_factor: float = Field(1.0, ge=1, le=3, description="From the GPU boards' energy to the meter's: power supply, fans, the rest.")  # fmt: skip
+    kernel_log: Path | None = Field(None, description="Where the kernel's messages are read; /dev/kmsg or the journal when unset.")  # fmt: skip
+    upgrade_check_s: PositiveFloat = Field(60.0, description="How often the sampler looks whether the driver was replaced under it.")  # fmt: skip
+    check_gpu: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="Your own check of a GPU that had a fault: a command that exits with 0 when it is well.")  # fmt: skip
     metrics_dcgm: bool = Field(False, description="/metrics has DCGM's names, too: for dashboards made for dcgm-exporter.")  # fmt: skip
 
-    @field_validator("home", "redis_server", mode="after")
+    @field_validator("home", "redis_server", "kernel_log", mode="after")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path else None

@@ -7,7 +7,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import Any
 
-from daemon import faults, telemetry
+from daemon import faults, quarantine, telemetry
 from daemon.facts import disk_hold
 from daemon.settings import Settings
 from daemon.store import Store, UnknownJob
@@ -38,9 +38,10 @@ def settle(store: Store, settings: Settings, job_id: str, fence: int, *, slot: s
         log.info("job %s was ended by somebody else: %s", job_id, error)
         return None
     keep_record(folder, after)
-    if outcome.cause is Cause.GPU_FAULT and (fault := fault_under(job, settings, now)):
-        store.pause(settings.rig, fault.slot)
-        log.error("%s is taken out of service: %s", fault.slot, fault.words)
+    if outcome.cause is Cause.GPU_FAULT:
+        fault = fault_under(job, settings, now)
+        if fault is not None and fault.policy is faults.Policy.QUARANTINE:
+            quarantine.impose(store, settings.rig, fault)
     return after
 
 

@@ -13,6 +13,7 @@
     overnight:slot:<rig>:<slot>    string  who occupies it: job, fence, lead slot; absent when free
     overnight:leases               zset    running job -> end of its lease (Redis TIME, seconds)
     overnight:paused               set     rigs ("<rig>") and slots ("<rig>:<slot>") that take no new job
+    overnight:quarantine           hash    "<rig>:<slot>" -> a GPU's record of being out of service for a fault, JSON
     overnight:rigs                 hash    rig -> its slots and settings in force, JSON
     overnight:beat:<rig>           string  the daemon's last beat, JSON, with a TTL
     overnight:beats                zset    rig -> the moment of its last beat (Redis TIME, seconds)
@@ -51,9 +52,22 @@ from jobs.sweep import Sweep, SweepFacts
 ENTRYPOINT = "workers.execute.run_attempt"
 
 P = "overnight:"
+QUARANTINE = P + "quarantine"
 SEQ, JOBS, ORDER, ENDED, LEASES, PAUSED, RIGS, EVENTS, BEATS, QUEUE, SWEEPS = (
     P + name
-    for name in ("seq", "jobs", "order", "ended", "leases", "paused", "rigs", "events", "beats", "queue", "sweeps")
+    for name in (
+        "seq",
+        "jobs",
+        "order",
+        "ended",
+        "leases",
+        "paused",
+        "rigs",
+        "events",
+        "beats",
+        "queue",
+        "sweeps",
+    )
 )
 EVENTS_KEPT = 100_000
 REPEAT_KEPT_S = 7 * 86_400
@@ -569,6 +583,28 @@ class Store:
         """What is paused: `<rig>` and `<rig>:<slot>`."""
         return frozenset(_texts(self.redis.smembers(PAUSED)))
 
+    def quarantines(self, rig: str) -> dict[str, dict[str, Any]]:
+        """By slot: the records of this rig's GPUs that were ever out of service for a fault."""
+        found = {_text(name): json.loads(record) for name, record in self.redis.hgetall(QUARANTINE).items()}
+        return {name.removeprefix(f"{rig}:"): record for name, record in found.items() if name.startswith(f"{rig}:")}
+
+    def change_quarantine(
+        self, rig: str, slot: str, step: Callable[[dict[str, Any] | None], dict[str, Any] | None]
+    ) -> dict[str, Any] | None:
+        """Carry out one pure step of a GPU's record; what it returns unchanged is not written. Kept over restarts."""
+        name = f"{rig}:{slot}"
+
+        def body(pipe: Pipeline) -> dict[str, Any] | None:
+            before = _json(pipe.hget(QUARANTINE, name))
+            after = step(before)
+            pipe.multi()
+            if after is not None and after != before:
+                pipe.hset(QUARANTINE, name, json.dumps(after))
+                self._tell(pipe, "rig", "", {"rig": rig, "slot": slot})
+            return after
+
+        return cast(dict[str, Any] | None, self._transaction(body, QUARANTINE))
+
     def new_epoch(self, rig: str) -> int:
         """A new life of the rig's daemon begins: offers of the one before are refused from now on."""
         return int(self.redis.incr(f"{P}epoch:{rig}"))
@@ -621,6 +657,8 @@ class Store:
             pipe.delete(f"{P}beat:{rig}", inputs_key(rig))
             if paused:
                 pipe.srem(PAUSED, *paused)
+            if held := [f"{rig}:{slot}" for slot in self.quarantines(rig)]:
+                pipe.hdel(QUARANTINE, *held)
             self._tell(pipe, "rig", "", {"rig": rig})
             pipe.execute()
 

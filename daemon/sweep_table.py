@@ -54,11 +54,6 @@ class Table:
         return first if first and first.value is not None and first.job.state is State.SUCCEEDED else None
 
     @property
-    def left(self) -> int:
-        """How many wait or run."""
-        return sum(not row.job.state.final for row in self.rows)
-
-    @property
     def counts(self) -> dict[str, int]:
         """How many stand in each state; those that were stopped early are among the cancelled, too."""
         counts = {str(state): sum(row.job.state is state for row in self.rows) for state in State}

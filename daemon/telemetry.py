@@ -40,6 +40,10 @@ class Live:
     problem: str | None
     slots: Mapping[str, SlotNow] = field(default_factory=dict)
     pid: int | None = None
+    #: Why nothing new may start on any GPU: the driver was replaced under us.
+    hold: str | None = None
+    #: Where it reads the kernel's log: kmsg, journal, file; None: it may not, and XIDs are NVML's alone.
+    kernel_log: str | None = None
 
     @property
     def stale(self) -> bool:
@@ -97,7 +101,16 @@ def latest(home: Path, *, now: float) -> Live:
         return Live(None, None, "none", "The sampler has not reported yet.")
     try:
         slots = {slot: _slot_now(reading) for slot, reading in value["slots"].items()}
-        return Live(value["at"], max(0.0, now - value["at"]), value["source"], value["problem"], slots, value["pid"])
+        return Live(
+            value["at"],
+            max(0.0, now - value["at"]),
+            value["source"],
+            value["problem"],
+            slots,
+            value["pid"],
+            value.get("hold"),
+            value.get("kernel_log"),
+        )
     except (KeyError, TypeError):
         return Live(None, None, "none", "The last report is of another version's sampler.")
 

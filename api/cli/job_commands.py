@@ -127,6 +127,21 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{usage['energy_j'] / 3.6e6:.3g} kWh" if usage.get("energy_j") else "",
         f"peak {output.size(usage['peak_vram_bytes'])} of GPU memory" if usage.get("peak_vram_bytes") else "",
     ]
+    busy = [
+        f"{usage['utilization_mean']:.0%} busy on average" if usage.get("utilization_mean") is not None else "",
+        f"{usage['utilization_p95']:.0%} at the 95th percentile" if usage.get("utilization_p95") is not None else "",
+    ]
+    slowed = [f"{reason.replace('_', ' ')} {output.duration(s)}" for reason, s in (usage.get("throttled_s") or {}).items() if s >= 0.05]  # fmt: skip
+    hot = [
+        f"{usage['temperature_max_c']:.0f} °C" if usage.get("temperature_max_c") is not None else "",
+        f"at {output.clock(usage['temperature_max_at'])}" if usage.get("temperature_max_at") else "",
+        f"on {usage['temperature_max_slot']}" if usage.get("temperature_max_slot") else "",
+    ]
+    cost = [
+        f"{usage['cost']:.2f}" if usage.get("cost") is not None else "",
+        f"{usage['co2_g'] / 1000:.3g} kg of CO2" if usage.get("co2_g") is not None else "",
+        f"{usage['tokens_per_j']:.3g} tokens per joule" if usage.get("tokens_per_j") is not None else "",
+    ]
     metrics = ", ".join(f"{name} {_number(value)}" for name, value in (job.get("metrics") or {}).items())
     return [
         ("job", f"{job['id']} {job['name']}"),
@@ -146,6 +161,10 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("message", outcome.get("message") or ""),
         ("hint", outcome.get("hint") or ""),
         ("used", ", ".join(filter(None, used))),
+        ("cost", ", ".join(filter(None, cost))),
+        ("load", ", ".join(filter(None, busy))),
+        ("slowed by", ", ".join(slowed)),
+        ("hottest", " ".join(filter(None, hot))),
         ("metrics", metrics),
         ("next try", ", ".join(f"{k} = {v}" for k, v in (job.get("next_fields") or {}).items())),
     ]

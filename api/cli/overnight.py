@@ -7,9 +7,12 @@ import click
 from api.cli import job_commands, queue_commands, rig_commands, sweep_commands
 from api.cli.demo import demo
 from api.cli.doctor import doctor
+from api.cli.plan import plan
 from api.cli.pull import pull
 from api.cli.rigs import rigs
 from api.cli.session import Commands
+from api.cli.telemetry import telemetry
+from api.cli.top import top
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,16 +21,8 @@ def overnight() -> None:
     """Keep a GPU rig working while its owner sleeps. `submit` gives it work; this does the rest."""
 
 
-for _command in (
-    *rig_commands.COMMANDS,
-    *job_commands.COMMANDS,
-    *queue_commands.COMMANDS,
-    *sweep_commands.COMMANDS,
-    pull,
-    doctor,
-    demo,
-    rigs,
-):
+_LISTED = (*rig_commands.COMMANDS, *job_commands.COMMANDS, *queue_commands.COMMANDS, *sweep_commands.COMMANDS)
+for _command in (*_LISTED, pull, plan, doctor, demo, top, telemetry, rigs):
     overnight.add_command(_command)
 
 

@@ -62,16 +62,56 @@ def reindex(home: Path | None) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "daemon.reindex", *given], child_environment())  # noqa: S606 - no shell wanted
 
 
-@click.command("gpus")
+@click.group("gpus", invoke_without_command=True)
 @with_rig
 def gpus(session: Session) -> None:
     """Every slot: what it does, how busy, warm and hungry it is."""
+    if click.get_current_context().invoked_subcommand is not None:
+        return
     slots = session.client.gpus()
     if session.as_json:
         output.emit({"gpus": slots})
         return
     head = ("GPU", "NAME", "STATE", "JOB", "BUSY", "MEMORY", "TEMP", "POWER", "ID")
     output.show(output.table(head, (_gpu_row(slot) for slot in slots), give_way="ID"))
+    for slot in slots:
+        if held := slot.get("quarantine"):
+            tried = f" A check: {held['check']}." if held.get("check") else ""
+            output.say(
+                f"GPU {slot['index']} is out of service since {output.clock(held['since'])}: {held['reason']}.{tried}"
+            )
+            output.say(
+                f"  `overnight gpus check {slot['index']}` tries it, `overnight gpus release {slot['index']}` puts it back."
+            )
+
+
+@gpus.command("release")
+@click.argument("gpu")
+@with_rig
+def release_gpu(session: Session, gpu: str) -> None:
+    """Put a GPU (number or UUID) that had a fault back into service."""
+    uuid = _uuid(session, gpu)
+    _told(session, session.client.release_gpu(uuid), f"In service: {uuid}.")
+
+
+@gpus.command("check")
+@click.argument("gpu")
+@with_rig
+def check_gpu(session: Session, gpu: str) -> None:
+    """Let the rig compute on a GPU that had a fault; when that goes well, it is put back."""
+    uuid = _uuid(session, gpu)
+    _told(
+        session,
+        session.client.check_gpu(uuid),
+        f"Asked: {uuid} is checked when it is free; `overnight gpus` tells how it went.",
+    )
+
+
+def _told(session: Session, answer: Json, words: str) -> None:
+    if session.as_json:
+        output.emit(answer)
+    else:
+        output.say(words, err=False)
 
 
 @click.command("rig")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api.cli import documents, fields, flags, follow, output
+from api.cli import documents, fields, flags, follow, output, plan
 from api.cli.session import Session, fate
 from api.client import ApiProblem, RigUnreachable, new_key
 
@@ -18,6 +18,8 @@ Json = dict[str, Any]
 LISTED = 12
 #: The upload of a larger file tells how far it is.
 LARGE_BYTES = 8_000_000
+#: Nobody waits longer than this to hear when a job will start.
+FORECAST_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,23 @@ def _announce(session: Session, jobs: list[Json], sweep: str | None) -> None:
         session.say(output.clean_line(f"Job {job['id']} {job['state']}: {job['name']}.{waits}{tail}"))
     if len(jobs) > LISTED:
         session.say(f"… and {len(jobs) - LISTED} more, up to job {jobs[-1]['id']}.")
+    if expected := _expectation(session, jobs):
+        session.say(expected)
     if len(jobs) == 1:
         session.say(f"Follow: overnight logs -f {jobs[0]['id']}   {session.page_of(jobs[0]['id'])}")
+
+
+def _expectation(session: Session, jobs: list[Json]) -> str:
+    """When the job, or the last one of many, is expected to start and end. The submission has succeeded whatever happens here."""
+    last = jobs[-1]
+    if last["state"] != "queued":
+        return ""
+    try:
+        planned = session.client.job_plan(str(last["id"]), timeout_s=FORECAST_TIMEOUT_S)
+    except (ApiProblem, RigUnreachable):
+        return ""
+    words = plan.expectation(planned)
+    return words if len(jobs) == 1 or not words else f"Job {last['id']}, the last: {words[0].lower()}{words[1:]}"
 
 
 def _note_upload(path: Path, size_bytes: int) -> Callable[[int], object]:

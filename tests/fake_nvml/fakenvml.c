@@ -564,6 +564,11 @@ static void answer_unsigned(FieldValue *f, u32 v) {
   f->value.ui = v;
 }
 
+static u64 throttled_ns(Gpu *g, u32 reason) {
+  u64 since = g->throttled_since_ns[reason];
+  return g->throttled_ns[reason] + (since ? now_ns() - since : 0);
+}
+
 static void answer_field(Gpu *g, FieldValue *f) {
   switch (f->id) {
     case 83: case 191: f->value.ull = energy_mj(g); break;
@@ -574,7 +579,14 @@ static void answer_field(Gpu *g, FieldValue *f) {
     case 190: case 192: answer_unsigned(f, g->limit_mw); break;
     case 230: answer_unsigned(f, g->recovery); break;
     case 308: f->type = DOUBLE; f->value.d = g->temp; break;
-    case 74: case 76: case 269: case 270: case 271: break;  // nanoseconds throttled: none
+    case 4:
+      if (g->ecc) f->value.ull = g->ecc_uncorrected;
+      else f->ret = NOT_SUPPORTED;
+      break;
+    case 94: answer_unsigned(f, g->pcie_replays); break;
+    case 74: f->value.ull = throttled_ns(g, 0); break;
+    case 269: case 270: case 271: f->value.ull = throttled_ns(g, f->id - 268); break;
+    case 76: break;
     case 82:
       if (g->ecc) answer_unsigned(f, g->temp + 8);
       else f->ret = NOT_SUPPORTED;

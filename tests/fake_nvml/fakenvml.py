@@ -74,6 +74,40 @@ PROFILES = {
         max_clocks_mhz=(2100, 2100, 9751, 1950),
         pcie_generation=4,
     ),
+    "4090": Profile(
+        name="NVIDIA GeForce RTX 4090",
+        brand=5,
+        arch=8,
+        capability=(8, 9),
+        memory_bytes=24 << 30,
+        reserved_bytes=434 << 20,
+        limit_mw=450_000,
+        min_mw=150_000,
+        max_mw=600_000,
+        thresholds_c=(95, 92, 0, 90, 65, 84, 90),
+        fans=2,
+        ecc=False,
+        mig=0,
+        max_clocks_mhz=(3105, 3105, 10_501, 2415),
+        pcie_generation=4,
+    ),
+    "3060": Profile(
+        name="NVIDIA GeForce RTX 3060",
+        brand=5,
+        arch=7,
+        capability=(8, 6),
+        memory_bytes=12 << 30,
+        reserved_bytes=300 << 20,
+        limit_mw=170_000,
+        min_mw=100_000,
+        max_mw=212_000,
+        thresholds_c=(98, 95, 0, 93, 65, 83, 91),
+        fans=2,
+        ecc=False,
+        mig=0,
+        max_clocks_mhz=(2130, 2130, 7501, 1950),
+        pcie_generation=4,
+    ),
     "h200": Profile(
         name="NVIDIA H200",
         brand=14,
@@ -192,6 +226,13 @@ class FakeNvml:
             gpu.energy_mj += gpu.power_mw * (now - gpu.energy_since_ns) // 10**9
         gpu.energy_since_ns, gpu.power_mw = now, milliwatts
 
+    def count_throttling(self, index: int, reason: int, on: bool) -> None:
+        """Let the counter of nanoseconds throttled for this reason (0 to 3) run, or stop it where it is."""
+        gpu, now = self.gpu[index], time.time_ns()
+        if gpu.throttled_since_ns[reason]:
+            gpu.throttled_ns[reason] += now - gpu.throttled_since_ns[reason]
+        gpu.throttled_since_ns[reason] = now if on else 0
+
     def processes(self, index: int, rows: Iterable[tuple[int, int, str]]) -> None:
         """Rows of pid, bytes and kinds (letters of C, G, M)."""
         gpu, gpu_rows = self.gpu[index], list(rows)
@@ -231,6 +272,7 @@ class FakeNvml:
         """Every handle dies and the energy counters start again."""
         for gpu in self.gpu:
             gpu.energy_mj, gpu.energy_since_ns = 0, time.time_ns()
+            gpu.throttled_ns[:] = (0,) * 4
         self.state.generation += 1
 
     def calls(self, function: str) -> int:

@@ -9,7 +9,7 @@ from ctypes import Structure, c_char, c_uint32, c_uint64
 from typing import Any
 
 MAX_GPUS, MAX_PROCESSES, MAX_FIELDS, MAX_EVENTS = 8, 16, 320, 64
-MAGIC = 0x464E564D4C303032  # "FNVML002"
+MAGIC = 0x464E564D4C303033  # "FNVML003"
 
 #: Every entry point that can be counted, delayed or made to fail.
 FUNCTIONS = """
@@ -89,6 +89,8 @@ class Gpu(Structure):
         ("memory_used", c_uint64),
         ("energy_mj", c_uint64),  # up to energy_since_ns; from there on it grows with power_mw
         ("energy_since_ns", c_uint64),
+        ("throttled_ns", c_uint64 * 4),  # by power cap, software thermal, hardware thermal, power brake; from
+        ("throttled_since_ns", c_uint64 * 4),  # here on, where it is not 0, they grow with the time
         ("process", Process * MAX_PROCESSES),
         ("ret", c_uint32 * len(FUNCTIONS)),  # what one call on this GPU returns instead of its answer
         ("field", Field * MAX_FIELDS),

@@ -204,11 +204,11 @@ def test_a_gpu_whose_driver_call_takes_too_long_is_left_alone(fake_nvml: MakeFak
     fake = fake_nvml(["3090"])
     sampler = start(fake)
     sampler.until_state(fake.uuid(0), "ok")
-    fake.slow("PState", 2_100_000)
+    fake.slow("Reasons", 2_100_000)
     sampler.until_state(fake.uuid(0), "stale")
-    asked = fake.calls("PState")
+    asked = fake.calls("Reasons")
     sampler.next()
-    assert fake.calls("PState") == asked
+    assert fake.calls("Reasons") == asked
 
 
 def test_a_wedged_sampler_shows_by_its_age_and_can_be_killed(fake_nvml: MakeFake, start: MakeSampler) -> None:

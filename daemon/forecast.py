@@ -1,0 +1,504 @@
+"""The forecast: the same `plan` as tonight's, carried out ahead of time. Pure.
+
+Every offer runs at once and lasts as long as history or its own progress says; every end, window and `not_before` is a new
+moment at which `plan` is asked. What the planner would do, the forecast shows; it has no rules of its own.
+"""
+
+import heapq
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from daemon.explain import explain
+from daemon.history import OVERRUN, resumes
+from daemon.plan import Cancel, Facts, Interrupt, Offer, blocker, plan
+from daemon.window import Windows
+from jobs.model import End, Job, Outcome, State, WishKind
+
+DAY_S = 86_400.0
+#: So far ahead. Nobody believes a forecast beyond it.
+HORIZON_S = 7 * DAY_S
+#: A bound for the work, in jobs looked at. A thousand jobs need a third of it.
+MAX_WORK = 300_000
+#: Besides its jobs, a look costs as much as so many.
+LOOK_COSTS = 50
+#: `plan` sees so many of the jobs that could start: those further back start later anyway.
+SEEN = 32
+#: Of a job that is like no other, and of a kind that has never run.
+UNKNOWN_S = 3_600.0
+#: In one moment: what was interrupted makes room for what is offered, and so on.
+LOOKS_PER_MOMENT = 8
+#: So many times it is tried whether a late job fits when others wait.
+TRIALS = 5
+
+
+class Basis(StrEnum):
+    """Where the length of a job comes from."""
+
+    PROGRESS = "progress"
+    HISTORY = "history"
+    #: The median of its kind: nothing like it has run.
+    GUESS = "guess"
+    #: Not even its kind has run.
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stay of a job on its slots. `done`: the job ends with it; else it is interrupted and goes on later."""
+
+    job: str
+    slots: tuple[str, ...]
+    start_at: float
+    end_at: float
+    done: bool = True
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is expected of one job."""
+
+    job: Job
+    basis: Basis
+    runs: tuple[Run, ...] = ()
+    #: Start and end rest on known durations only, those of the jobs before it included.
+    sure: bool = True
+    waiting_because: str | None = None
+    #: Why it will not start at all as things stand.
+    never: str | None = None
+
+    @property
+    def start_at(self) -> float | None:
+        """When it starts, or has started this time; None when that is beyond the horizon."""
+        return self.runs[0].start_at if self.runs else None
+
+    @property
+    def end_at(self) -> float | None:
+        """When it is done; None when that is beyond the horizon."""
+        return self.runs[-1].end_at if self.runs and self.runs[-1].done else None
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return self.runs[0].slots if self.runs else ()
+
+
+@dataclass(frozen=True)
+class GiveWay:
+    """What would have to wait so that a late job is done in time."""
+
+    job: str
+    #: Jobs to hold; empty: it would be late even if it started first.
+    hold: tuple[str, ...]
+    end_at: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The night as it will go."""
+
+    at: float
+    #: When the window closes that is open now or opens next; None without one.
+    window_ends_at: float | None
+    #: What `late` is measured by: the end of the window, or the moment that was asked for.
+    deadline: float | None
+    jobs: Mapping[str, Outlook] = field(default_factory=dict)
+    #: The forecast stopped here: at its horizon, at its bound, or as nothing was left to happen.
+    until: float = 0.0
+    #: It stopped at its bound of work; jobs further back have no times.
+    cut: bool = False
+
+    @property
+    def late(self) -> tuple[str, ...]:
+        """Jobs that could run before the deadline and are not done by then, in the order of the queue."""
+        return tuple(name for name, outlook in self.jobs.items() if _is_late(outlook, self.deadline))
+
+    def lane(self, slot: str) -> list[Run]:
+        """What runs on a slot, in order of time."""
+        runs = (run for outlook in self.jobs.values() for run in outlook.runs if slot in run.slots)
+        return sorted(runs, key=lambda run: run.start_at)
+
+
+#: Seconds that a job takes from its start on this slot (the first of its own); None: nobody knows.
+Lasts = Callable[[Job, str], float | None]
+
+
+def forecast(
+    facts: Facts,
+    windows: Windows = Windows(),  # noqa: B008 - frozen
+    *,
+    lasts: Lasts | None = None,
+    guess_s: Callable[[str], float | None] = lambda kind: None,
+    by: float | None = None,
+    horizon_s: float = HORIZON_S,
+    max_work: int = MAX_WORK,
+    until_done: str | None = None,
+) -> Forecast:
+    """Carry the plan out ahead.
+
+    `by`: a deadline instead of the window's end. `guess_s`: what a kind usually takes. `until_done`: stop when this job is, and
+    tell of this one only.
+    """
+    ahead = _Ahead(facts, windows, lasts or (lambda job, slot: facts.expected_s.get(job.id)), guess_s)
+    ahead.run(facts.now + horizon_s, max_work, until_done)
+    window_end = _window_end(facts, windows)
+    shown = _in_order(facts) if until_done is None else [facts.jobs[until_done]]
+    outlooks = {job.id: ahead.outlook(job, facts) for job in shown}
+    return Forecast(facts.now, window_end, by if by is not None else window_end, outlooks, ahead.now, ahead.cut)
+
+
+def give_way(facts: Facts, found: Forecast, again: Callable[..., Forecast]) -> GiveWay | None:
+    """For the first late job: the jobs of lowest rank that would have to wait. `again`: how `found` was made."""
+    late = [name for name in found.late if found.jobs[name].job.state is State.QUEUED]
+    if not late or found.deadline is None or found.cut:
+        return None
+    job = found.jobs[late[0]].job
+    in_its_way = _in_its_way(found, job)
+    needed_s = _overshoot_s(found, job)
+    for _ in range(TRIALS):
+        hold = _enough(in_its_way, needed_s)
+        jobs = {name: replace(other, held=True) if name in hold else other for name, other in facts.jobs.items()}
+        then = again(replace(facts, jobs=jobs), horizon_s=found.deadline - facts.now, until_done=job.id)
+        end_at = then.jobs[job.id].end_at
+        if end_at is not None and end_at <= found.deadline:
+            return GiveWay(job.id, hold, end_at)
+        if len(hold) == len(in_its_way):
+            break
+        needed_s *= 2
+    return GiveWay(job.id, (), None)
+
+
+class _Ahead:
+    """The rig as it will be, moment by moment."""
+
+    def __init__(self, facts: Facts, windows: Windows, lasts: Lasts, guess_s: Callable[[str], float | None]):
+        self.now, self.cut = facts.now, False
+        self._base, self._windows, self._lasts, self._guess_s = facts, windows, lasts, guess_s
+        self._jobs = dict(facts.jobs)
+        self._fates = dict(facts.fates)
+        self._slots = {s.slot.id: replace(s, ready=True) for s in facts.slots}
+        self._waiting = {job.id: job for job in facts.waiting if not job.held}
+        self._work, self._in_order = 0, True
+        self._later = sorted(
+            job.not_before for job in self._waiting.values() if job.not_before and job.not_before > facts.now
+        )
+        self._ends: list[tuple[float, str]] = []
+        self._running: dict[str, Run] = {}
+        self._left_s: dict[str, float] = {}
+        self._basis: dict[str, Basis] = {}
+        self._runs: dict[str, list[Run]] = {}
+        self._never: dict[str, str] = {}
+        #: Jobs and slots whose times rest on a guess.
+        self._unsure: set[str] = set()
+        self._opens_at, self._closes_at = facts.window_opens_at, facts.closes_at
+        self._told = _Told(self)
+        for job in facts.jobs.values():
+            if job.slots:
+                self._take_over(job)
+
+    # -- time goes on -----------------------------------------------------------------------------------------------------
+
+    def run(self, end: float, max_work: int, until_done: str | None) -> None:
+        """Until nothing is left to happen, `end`, the bound, or the end of one job."""
+        while self._work < max_work:
+            self._look()
+            if until_done is not None and until_done not in self._jobs:
+                return
+            moment = self._next_moment()
+            if moment is None or moment > end:
+                self._leave_open(end)
+                return
+            self._go_to(moment)
+        self.cut = True
+        self._leave_open(end)
+
+    def _look(self) -> None:
+        for _ in range(LOOKS_PER_MOMENT):
+            made_room = False
+            for decision in plan(self._facts()):
+                match decision:
+                    case Offer(job, slots):
+                        self._start(job, slots)
+                    case Interrupt(job):
+                        made_room |= self._interrupt(job)
+                    case Cancel(job):
+                        made_room |= self._cancel(job, decision.reason)
+                    case _:
+                        pass  # lost workers and stale offers are accidents; nobody forecasts them
+            if not made_room:
+                return
+
+    def _next_moment(self) -> float | None:
+        while self._later and self._later[0] <= self.now:
+            self._later.pop(0)
+        while self._ends and not self._is_end(*self._ends[0]):
+            heapq.heappop(self._ends)
+        moments = [self._closes_at, self._opens_at, *self._later[:1], *(end for end, _ in self._ends[:1])]
+        known = [moment for moment in moments if moment is not None and moment > self.now - 1e-9]
+        busy = self._running or self._waiting
+        return max(self.now, min(known)) if known and busy else None
+
+    def _go_to(self, moment: float) -> None:
+        self.now = moment
+        while self._ends and self._ends[0][0] <= moment:
+            end, job_id = heapq.heappop(self._ends)
+            if self._is_end(end, job_id):
+                self._finish(job_id)
+        if any(at is not None and at <= moment for at in (self._closes_at, self._opens_at)):
+            zone = self._base.zone
+            self._closes_at, self._opens_at = (
+                self._windows.closes_at(moment, zone),
+                self._windows.opens_at(moment, zone),
+            )
+
+    def _is_end(self, end: float, job_id: str) -> bool:
+        """Whether it still is: a run that was interrupted leaves its old one."""
+        return job_id in self._running and self._running[job_id].end_at == end
+
+    def _facts(self) -> Facts:
+        facts = replace(
+            self._base,
+            now=self.now,
+            slots=tuple(self._slots.values()),
+            jobs=self._jobs,
+            fates=self._fates,
+            window_open=self._opens_at is None,
+            window_opens_at=self._opens_at,
+            closes_at=self._closes_at,
+            expected_s=self._told,
+            leases={},
+        )
+        # only those in front, or a look would cost more the longer the queue is
+        able, never = self._front(facts)
+        jobs = {job.id: job for job in (*(self._jobs[name] for name in self._running), *able, *never)}
+        told = {name: seconds for name in jobs if (seconds := self._seconds(name)) is not None}
+        facts = replace(facts, jobs=jobs, expected_s=told)
+        # what the facts would find out again
+        vars(facts).update(waiting=tuple(sorted((*able, *never), key=_place)), startable=tuple(able))
+        return facts
+
+    def _front(self, facts: Facts) -> tuple[list[Job], list[Job]]:
+        """The first that could start; and those that never can, for the planner to say so."""
+        if not self._in_order:
+            self._waiting = {job.id: job for job in sorted(self._waiting.values(), key=_place)}
+            self._in_order = True
+        able: list[Job] = []
+        never: list[Job] = []
+        self._work += LOOK_COSTS
+        for job in self._waiting.values():
+            self._work += 1
+            if blocker(facts, job) is None:
+                able.append(job)
+                if len(able) == SEEN:
+                    break
+            elif job.after and not any(parent in self._jobs for parent, _ in job.parents):
+                never.append(job)
+        return able, never
+
+    # -- jobs start and end ---------------------------------------------------------------------------------------------------
+
+    def _take_over(self, job: Job) -> None:
+        """What runs or is about to, at the beginning."""
+        if job.state is State.QUEUED:
+            self._jobs[job.id] = job.claimed(fence=job.fence, owner="forecast", now=self.now)
+            self._begin(job, job.slots, self.now, self._length(job, job.slots[0]))
+            return
+        if job.progress is not None and job.progress.eta_s is not None:
+            self._basis[job.id] = Basis.PROGRESS
+        left_s = self._base.expected_s.get(job.id)
+        if left_s is None and job.progress is not None:
+            left_s = job.progress.eta_s
+        if left_s is None:
+            elapsed_s = self.now - job.attempts[-1].started_at
+            left_s = max(self._guess(job) - elapsed_s, OVERRUN * elapsed_s)
+        else:
+            self._basis.setdefault(job.id, Basis.HISTORY)
+        # its own word is in the numbers now; later in the night it would be an old one
+        self._jobs[job.id] = replace(job, progress=None, wish=None)
+        self._begin(job, job.slots, job.attempts[-1].started_at, left_s)
+        if job.wish is not None:
+            self._finish(job.id) if job.wish.kind is WishKind.CANCEL else self._interrupt(job.id)
+
+    def _start(self, job_id: str, slots: tuple[str, ...]) -> None:
+        job = self._jobs[job_id]
+        offered = job.offered(rig=self._base.rig, slots=slots, now=self.now)
+        self._jobs[job_id] = offered.claimed(fence=offered.fence, owner="forecast", now=self.now)
+        del self._waiting[job_id]
+        self._begin(job, slots, self.now, self._length(job, slots[0]))
+
+    def _begin(self, job: Job, slots: tuple[str, ...], start_at: float, left_s: float) -> None:
+        if self._basis.get(job.id) in (Basis.GUESS, Basis.UNKNOWN) or any(slot in self._unsure for slot in slots):
+            self._unsure.add(job.id)
+        for slot in slots:
+            self._occupy(slot, job.id)
+        run = Run(job.id, slots, start_at, self.now + left_s)
+        self._running[job.id] = run
+        heapq.heappush(self._ends, (run.end_at, job.id))
+
+    def _finish(self, job_id: str) -> None:
+        self._close(job_id, done=True)
+        del self._jobs[job_id]
+        self._fates[job_id] = State.SUCCEEDED  # a forecast is for a night in which nothing fails
+
+    def _interrupt(self, job_id: str) -> bool:
+        if job_id not in self._running:
+            return False
+        run = self._close(job_id, done=False)
+        job = self._jobs[job_id]
+        self._left_s[job_id] = run.end_at - self.now if resumes(job) else self._whole_s(job, run)
+        back = job.ended(fence=job.fence, outcome=Outcome(end=End.INTERRUPTED), now=self.now)
+        self._jobs[job_id] = back
+        self._waiting[job_id], self._in_order = back, False
+        return True
+
+    def _cancel(self, job_id: str, reason: str) -> bool:
+        if self._waiting.pop(job_id, None) is None:
+            return False
+        del self._jobs[job_id]
+        self._fates[job_id] = State.CANCELLED
+        self._never[job_id] = reason
+        return True
+
+    def _close(self, job_id: str, *, done: bool) -> Run:
+        run = self._running.pop(job_id)
+        for slot in run.slots:
+            self._occupy(slot, None)
+            self._unsure.discard(slot)
+            if job_id in self._unsure:
+                self._unsure.add(slot)
+        self._runs.setdefault(job_id, []).append(replace(run, end_at=self.now, done=done))
+        return run
+
+    def _leave_open(self, end: float) -> None:
+        """What runs when the forecast stops: its end is known when nothing comes in between."""
+        for run in self._running.values():
+            self._runs.setdefault(run.job, []).append(
+                run if run.end_at <= end else replace(run, end_at=end, done=False)
+            )
+
+    def _occupy(self, slot: str, job_id: str | None) -> None:
+        if slot in self._slots:  # else it is another rig's
+            self._slots[slot] = replace(self._slots[slot], job=job_id)
+
+    # -- how long ---------------------------------------------------------------------------------------------------------------
+
+    def _length(self, job: Job, slot: str) -> float:
+        if job.id in self._left_s:
+            return self._left_s[job.id]
+        lasts_s = self._lasts(job, slot)
+        if lasts_s is None:
+            return self._guess(job)
+        self._basis[job.id] = Basis.HISTORY
+        return lasts_s
+
+    def _guess(self, job: Job) -> float:
+        guess_s = self._guess_s(job.kind)
+        self._basis[job.id] = Basis.UNKNOWN if guess_s is None else Basis.GUESS
+        return min(UNKNOWN_S if guess_s is None else guess_s, job.max_runtime_s or math.inf)
+
+    def _whole_s(self, job: Job, run: Run) -> float:
+        whole_s = self._lasts(self._base.jobs[job.id], run.slots[0])
+        return whole_s if whole_s is not None else max(run.end_at - run.start_at, self._guess(job))
+
+    def _seconds(self, job_id: str) -> float | None:
+        """What `plan` is told of a job: what is known, never a guess."""
+        if (run := self._running.get(job_id)) is not None:
+            basis = self._basis.get(job_id)
+            # near its end it will be told as history tells it then
+            least_s = OVERRUN * (self.now - run.start_at) if basis is Basis.HISTORY else 0.0
+            return max(least_s, run.end_at - self.now) if basis in (Basis.HISTORY, Basis.PROGRESS) else None
+        known_s = self._base.expected_s.get(job_id)
+        return self._left_s.get(job_id, known_s) if known_s is not None else None
+
+    # -- what comes out -----------------------------------------------------------------------------------------------------------
+
+    def outlook(self, job: Job, facts: Facts) -> Outlook:
+        runs = tuple(self._runs.get(job.id, ()))
+        known = facts.expected_s.get(job.id) is not None
+        basis = self._basis.get(job.id) or (Basis.HISTORY if known else Basis.GUESS if self._guess_s(job.kind) else Basis.UNKNOWN)  # fmt: skip
+        never = self._never.get(job.id) or (blocker(facts, job) if not runs and job.held else None)
+        return Outlook(job, basis, runs, job.id not in self._unsure, explain(facts, job), never)
+
+
+class _Told(Mapping[str, float]):
+    """`Facts.expected_s` of a moment to come."""
+
+    def __init__(self, ahead: _Ahead):
+        self._ahead = ahead
+
+    def __getitem__(self, job_id: str) -> float:
+        seconds = self._ahead._seconds(job_id)
+        if seconds is None:
+            raise KeyError(job_id)
+        return seconds
+
+    def __iter__(self) -> Iterator[str]:
+        return (job_id for job_id in self._ahead._jobs if job_id in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _place(job: Job) -> tuple[float, int]:
+    return job.rank, int(job.id)
+
+
+def _in_order(facts: Facts) -> Iterable[Job]:
+    """Running jobs, then the waiting ones as they stand in the queue."""
+    return sorted(facts.jobs.values(), key=lambda job: (not job.slots, *_place(job)))
+
+
+def _window_end(facts: Facts, windows: Windows) -> float | None:
+    if facts.window_open:
+        return facts.closes_at
+    return None if facts.window_opens_at is None else windows.closes_at(facts.window_opens_at, facts.zone)
+
+
+def _is_late(outlook: Outlook, deadline: float | None) -> bool:
+    job = outlook.job
+    if deadline is None or job.held or outlook.never or (job.not_before or 0.0) >= deadline:
+        return False
+    return outlook.end_at is None or outlook.end_at > deadline
+
+
+# -- what would have to give ----------------------------------------------------------------------------------------------------
+
+
+def _in_its_way(found: Forecast, job: Job) -> list[Outlook]:
+    """Waiting jobs that start before it, the least important first. Not those that it waits for."""
+    needed = _ancestors(found, job)
+    start_at = found.jobs[job.id].start_at
+    ahead = [
+        outlook
+        for outlook in found.jobs.values()
+        if outlook.job.state is State.QUEUED and outlook.job.offer is None and outlook.job.id not in needed
+        and outlook.job.id != job.id and outlook.start_at is not None and (start_at is None or outlook.start_at < start_at)
+    ]  # fmt: skip
+    return sorted(ahead, key=lambda outlook: _place(outlook.job), reverse=True)
+
+
+def _ancestors(found: Forecast, job: Job) -> set[str]:
+    todo, seen = [job], set[str]()
+    while todo:
+        parents = [parent for parent, _ in todo.pop().parents if parent in found.jobs and parent not in seen]
+        seen |= set(parents)
+        todo += [found.jobs[parent].job for parent in parents]
+    return seen
+
+
+def _overshoot_s(found: Forecast, job: Job) -> float:
+    """GPU seconds of its work that lie behind the deadline."""
+    outlook, deadline = found.jobs[job.id], found.deadline or 0.0
+    behind_s = sum(max(0.0, run.end_at - max(run.start_at, deadline)) for run in outlook.runs)
+    return max(1.0, behind_s) * job.gpus
+
+
+def _enough(ahead: Collection[Outlook], needed_s: float) -> tuple[str, ...]:
+    """So many of them that they free the GPU seconds before the deadline."""
+    hold: list[str] = []
+    for outlook in ahead:
+        if needed_s <= 0:
+            break
+        hold.append(outlook.job.id)
+        needed_s -= sum((run.end_at - run.start_at) * len(run.slots) for run in outlook.runs)
+    return tuple(hold)

@@ -1,0 +1,205 @@
+"""A thousand made-up nights: the planner beside others, and what was foretold beside what came."""
+
+import math
+import random
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+
+from baselines import easy, first_come, first_fit
+from figures import Figures
+from optimum import least_makespan_s, least_waiting_s
+from rehearsal import EVENING, Night, Planner, Played, Task, cards, play, with_expected
+
+from daemon.forecast import forecast
+from daemon.plan import Facts, plan
+from daemon.window import Windows
+from jobs.model import Priority
+
+HOUR_S = 3_600.0
+NIGHTS, SMALL = 1_000, 200
+OURS, FIRST_COME, FIRST_FIT, EASY = "plan()", "first come, first served", "first fit", "EASY back-filling"
+PLANNERS: dict[str, Planner] = {OURS: plan, FIRST_COME: first_come, FIRST_FIT: first_fit, EASY: easy}
+WEIGHTS = {Priority.HIGH: 4.0, Priority.NORMAL: 2.0, Priority.BACKLOG: 1.0}
+#: Cards with what a job on them may need, GiB, and how fast they are.
+CARDS = {8: (6, 1.0), 12: (10, 1.2), 24: (20, 1.8), 48: (40, 2.0), 80: (70, 3.0)}
+#: What is thought of a job's length is off by so much (the sigma of a log-normal), and of some jobs nothing is known.
+ERROR_SIGMA, UNKNOWN_SHARE = 0.3, 0.1
+#: Seconds that rounding and saving may cost.
+TOLERANCE_S = 1.0
+
+
+def nights(*, quick: bool) -> Iterator[Figures]:
+    """Makespan and weighted waiting over first come first served, EASY back-filling and the optimum; the forecast's error."""
+    yield from _compared(100 if quick else NIGHTS)
+    yield from _small(20 if quick else SMALL)
+    yield from _foretold(50 if quick else NIGHTS // 2)
+
+
+def _compared(count: int) -> Iterator[Figures]:
+    makespan, waiting, honest = Figures("ratio"), Figures("ratio"), Figures("nights")
+    starved = Figures("h")
+    worse = {f"worse than {FIRST_COME} in {what}": 0 for what in ("makespan", "weighted waiting")}
+    for seed in range(count):
+        night = a_night(seed)
+        played = {name: play(night, planner) for name, planner in PLANNERS.items()}
+        assert all(len(p.ends) == len(night.tasks) for p in played.values()), f"night {seed}: not all have ended"
+        spans = {name: p.makespan_s for name, p in played.items()}
+        waits = {name: weighted_waiting_s(p) for name, p in played.items()}
+        for name in PLANNERS:
+            if name != OURS:
+                makespan.add(f"makespan: ours / {name}", spans[OURS] / spans[name])
+                waiting.add(f"weighted waiting: ours / {name}", _ratio(waits[OURS], waits[name]))
+            starved.add(f"longest wait of a gang: {name}", longest_wait_s(played[name], gangs=True) / HOUR_S)
+        for what, found in (("makespan", spans), ("weighted waiting", waits)):
+            if found[OURS] > found[FIRST_COME] + TOLERANCE_S:
+                worse[f"worse than {FIRST_COME} in {what}"] += 1
+    for name, number in worse.items():
+        honest.add(f"{name}, of {count}", number)
+    yield makespan
+    yield waiting
+    yield starved
+    yield honest
+
+
+def _small(count: int) -> Iterator[Figures]:
+    """Everything is there in the evening, durations are known: what the best schedule of all makes of it."""
+    found = Figures("ratio")
+    for seed in range(count):
+        night = a_small_night(seed)
+        fair = play(night, first_come)
+        weights = {task.number: WEIGHTS[task.priority] for task in night.tasks}
+        best_s = least_makespan_s(night)
+        least_s = least_waiting_s(night, weights)
+        latest_s = {task.number: fair.starts[str(task.number)] - EVENING for task in night.tasks}
+        fair_s = least_waiting_s(night, weights, latest_s)
+        for name in (OURS, FIRST_COME, EASY):
+            played = play(night, PLANNERS[name])
+            if best_s is not None:
+                found.add(f"makespan: {name} / optimum", played.makespan_s / best_s)
+            if least_s is not None:
+                found.add(f"weighted waiting: {name} / optimum", _ratio(weighted_waiting_s(played), least_s))
+            if fair_s is not None:
+                found.add(f"weighted waiting: {name} / fair optimum", _ratio(weighted_waiting_s(played), fair_s))
+    yield found
+
+
+def _foretold(count: int) -> Iterator[Figures]:
+    error, share, answer = Figures("min"), Figures("%"), Figures("%")
+    right = {False: [0, 0], True: [0, 0]}
+    for seed in range(count):
+        for exact in (True, False):
+            night = a_night(seed)
+            if exact:
+                night = replace(
+                    night, tasks=with_expected(night.tasks, lambda task: task.lasts_s), speeds={}, in_use=()
+                )
+                night = replace(night, tasks=tuple(replace(task, arrives_at=EVENING) for task in night.tasks))
+            played = play(night, plan, keep_facts=True)
+            what = "durations as expected" if exact else "durations off by 30 %, new jobs, foreign use"
+            for moment, facts in _looks(played).items():
+                told = forecast(facts, night.windows)
+                errors = [
+                    abs(o.end_at - played.ends[name])
+                    for name, o in told.jobs.items()
+                    if o.end_at and name in played.ends
+                ]
+                ahead = [
+                    played.ends[name] - facts.now for name, o in told.jobs.items() if o.end_at and name in played.ends
+                ]
+                if errors:
+                    error.add(f"{moment}, {what}", statistics.median(errors) / 60)
+                    share.add(f"{moment}, {what}", 100 * sum(errors) / max(1.0, sum(ahead)))
+                if told.window_ends_at and moment == "in the evening":
+                    for name in told.jobs:
+                        right[exact][1] += 1
+                        right[exact][0] += (name in told.late) == (
+                            played.ends[name] > told.window_ends_at + TOLERANCE_S
+                        )
+    for exact, (good, of) in right.items():
+        answer.add(f"right about the morning, {'as expected' if exact else 'off by 30 %'}", 100 * good / max(1, of))
+    yield error
+    yield share
+    yield answer
+
+
+def _looks(played: Played) -> dict[str, Facts]:
+    """The first look of the evening, and the first one three hours later."""
+    later = next((f for f in played.seen if f.now >= EVENING + 3 * HOUR_S), None)
+    return {"in the evening": played.seen[0]} | ({"three hours later": later} if later else {})
+
+
+# -- made-up nights -------------------------------------------------------------------------------------------------------
+
+
+def a_night(seed: int) -> Night:
+    """1 to 8 cards, alike or not; single jobs and gangs; some come later; windows and other use of a card in some nights."""
+    dice = random.Random(seed)
+    gpus = dice.randint(1, 8)
+    alike = dice.random() < 0.5
+    memory = [dice.choice(list(CARDS))] * gpus if alike else sorted(dice.choice(list(CARDS)) for _ in range(gpus))
+    slots = cards(*memory)
+    has_window = dice.random() < 0.5
+    tasks = tuple(a_task(dice, number, memory) for number in range(1, dice.randint(4, 8) * max(2, gpus)))
+    in_use = ()
+    if gpus > 1 and dice.random() < 0.3:
+        start = EVENING + dice.uniform(0, 4) * HOUR_S
+        in_use = ((dice.choice(slots).id, start, start + dice.uniform(0.2, 2) * HOUR_S),)
+    return Night(
+        slots,
+        tasks,
+        Windows.parse("22:00-08:00") if has_window else Windows(),
+        speeds={slot.id: CARDS[gib][1] for slot, gib in zip(slots, memory, strict=True)},
+        in_use=in_use,
+    )
+
+
+def a_small_night(seed: int) -> Night:
+    """Few jobs on few cards, all there in the evening, all of one speed, with known durations."""
+    dice = random.Random(10_000 + seed)
+    gpus = dice.randint(1, 4)
+    memory = [24] * gpus if dice.random() < 0.5 else sorted(dice.choice((8, 24, 48)) for _ in range(gpus))
+    tasks = [replace(a_task(dice, n, memory), arrives_at=EVENING) for n in range(1, dice.randint(5, 10))]
+    whole = [replace(task, lasts_s=float(round(task.lasts_s)), priority=Priority.NORMAL) for task in tasks]
+    return Night(cards(*memory), with_expected(whole, lambda task: task.lasts_s))
+
+
+def a_task(dice: random.Random, number: int, memory: list[int]) -> Task:
+    """Half an hour in the median, minutes to eight hours."""
+    lasts_s = min(8 * HOUR_S, max(60.0, dice.lognormvariate(math.log(HOUR_S / 2), 1.0)))
+    gpus = dice.choice([1, 1, 1, 2, min(4, len(memory))]) if len(memory) > 1 else 1
+    fitting = sorted(memory, reverse=True)[gpus - 1]  # so large a card there is for each of its GPUs
+    needs = [need for gib, (need, _) in CARDS.items() if gib <= fitting]
+    resumes = dice.random() < 0.7 or lasts_s > 2 * HOUR_S
+    known = dice.random() >= UNKNOWN_SHARE
+    return Task(
+        number,
+        lasts_s,
+        lasts_s * dice.lognormvariate(0.0, ERROR_SIGMA) if known else None,
+        arrives_at=EVENING if dice.random() < 0.7 else EVENING + dice.uniform(0, 4) * HOUR_S,
+        gpus=gpus,
+        vram_bytes=dice.choice(needs) << 30 if dice.random() < 0.7 else None,
+        priority=dice.choices(list(Priority), (1, 7, 2))[0],
+        resumes=resumes,
+    )
+
+
+# -- measures -------------------------------------------------------------------------------------------------------------
+
+
+def weighted_waiting_s(played: Played) -> float:
+    """The mean wait of a job, by the weight of its priority."""
+    weights = [WEIGHTS[task.priority] for task in played.night.tasks]
+    waits = [played.waited_s(task) for task in played.night.tasks]
+    return sum(w * s for w, s in zip(weights, waits, strict=True)) / sum(weights)
+
+
+def longest_wait_s(played: Played, *, gangs: bool) -> float:
+    """Of those that ask for more than one GPU, or of all; 0 when there are none. Backlog does not count: it gives way."""
+    tasks = [t for t in played.night.tasks if (t.gpus > 1 or not gangs) and t.priority is not Priority.BACKLOG]
+    return max((played.waited_s(task) for task in tasks), default=0.0)
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    """Waits of less than a second are none."""
+    return max(ours, TOLERANCE_S) / max(theirs, TOLERANCE_S)

@@ -1,0 +1,74 @@
+"""The best that is possible for a small night, from a solver that proves it (OR-tools CP-SAT)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rehearsal import Night, Task
+
+#: One case may take so long; one that is not proven by then is left out.
+LIMIT_S = 5.0
+RESERVE_BYTES = 512 << 20
+
+
+def least_makespan_s(night: Night) -> float | None:
+    """The earliest moment at which everything can have ended; None when it was not proven in time."""
+    model, starts = _model(night)
+    end = model.new_int_var(0, _horizon(night), "end")
+    for task in night.tasks:
+        model.add(end >= starts[task.number] + round(task.lasts_s))
+    model.minimize(end)
+    return _solve(model)
+
+
+def least_waiting_s(
+    night: Night, weights: Mapping[int, float], latest_s: Mapping[int, float] | None = None
+) -> float | None:
+    """The least weighted mean of waiting times. `latest_s`: nobody may start later than this."""
+    model, starts = _model(night)
+    for number, at_s in (latest_s or {}).items():
+        model.add(starts[number] <= round(at_s))
+    model.minimize(sum(round(weights[task.number]) * starts[task.number] for task in night.tasks))
+    least_s = _solve(model)
+    return None if least_s is None else least_s / sum(weights[task.number] for task in night.tasks)
+
+
+def _model(night: Night) -> tuple[Any, dict[int, Any]]:
+    from ortools.sat.python import cp_model
+
+    model = cp_model.CpModel()
+    starts: dict[int, Any] = {}
+    on_slot: dict[str, list[Any]] = {slot.id: [] for slot in night.slots}
+    for task in night.tasks:
+        length = round(task.lasts_s)
+        starts[task.number] = start = model.new_int_var(0, _horizon(night), f"s{task.number}")
+        there = []
+        for slot in night.slots:
+            if _fits(task, slot.memory_bytes):
+                present = model.new_bool_var(f"p{task.number}{slot.id}")
+                there.append(present)
+                interval = model.new_optional_fixed_size_interval_var(
+                    start, length, present, f"i{task.number}{slot.id}"
+                )
+                on_slot[slot.id].append(interval)
+        model.add(sum(there) == task.gpus)
+    for intervals in on_slot.values():
+        model.add_no_overlap(intervals)
+    return model, starts
+
+
+def _solve(model: Any) -> float | None:
+    from ortools.sat.python import cp_model
+
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds = LIMIT_S
+    solver.parameters.num_workers = 1
+    solver.parameters.random_seed = 1
+    return float(solver.objective_value) if solver.solve(model) == cp_model.OPTIMAL else None
+
+
+def _horizon(night: Night) -> int:
+    return sum(round(task.lasts_s) for task in night.tasks)
+
+
+def _fits(task: Task, memory_bytes: int) -> bool:
+    return not task.vram_bytes or task.vram_bytes + RESERVE_BYTES <= memory_bytes
