@@ -59,7 +59,9 @@ def _independent(samples: int, width: int, seed: int) -> Iterable[Sequence[float
 
 def _spread(sampler: str, samples: int, width: int, seed: int) -> Iterable[Sequence[float]]:
     if importlib.util.find_spec("scipy") is None:
-        raise SamplerMissing(f'{sampler!r} needs SciPy on the rig: install overnight[sweeps] there, or take "random"')
+        raise SamplerMissing(
+            f'{sampler!r} needs SciPy on the rig: `pip install scipy` in its environment, or take "random"'
+        )
     from scipy.stats import qmc  # here: it takes a second that nobody else need wait for
 
     makers: Mapping[str, Callable[..., Any]] = {"sobol": qmc.Sobol, "halton": qmc.Halton, "lhs": qmc.LatinHypercube}

@@ -272,9 +272,21 @@ def test_the_page_names_the_best_and_links_its_jobs_which_link_back(client: Test
     assert "2 jobs: 1 waiting, 1 succeeded." in text
     assert "at most 3 at once; from step 50 on, one in 3 goes on" in text
     assert page.index('href="/jobs/2"') < page.index('href="/jobs/1"')
-    assert f"/api/v1/sweeps/{sweep_id}/cancel" in page
+    assert f'action="/do/sweeps/{sweep_id}/cancel"' in page
     assert f'href="/sweeps/{sweep_id}"' in client.get("/jobs/1").text
     assert 'id="sweeptable"' in client.get(f"/fragments/sweep/{sweep_id}").text
+
+
+def test_the_pages_button_asks_first_and_works_without_script(client: TestClient, store: Store) -> None:
+    sweep_id = send(client, {"env.A": ["1", "2"]})
+    form, ours = {"next": f"/sweeps/{sweep_id}"}, {"Sec-Fetch-Site": "same-origin"}
+    address = f"/do/sweeps/{sweep_id}/cancel"
+    assert client.post(address, data=form).status_code == 403  # no page sent this
+    asked = client.post(address, data=form, headers=ours)
+    assert "2 jobs that wait or run will stop" in asked.text and store.counts()["queued"] == 2
+    done = client.post(address, data={**form, "sure": "yes"}, headers=ours, follow_redirects=False)
+    assert (done.status_code, done.headers["location"]) == (303, f"/sweeps/{sweep_id}")
+    assert store.counts()["cancelled"] == 2
 
 
 def test_nothing_in_a_sweep_becomes_html(client: TestClient, store: Store) -> None:

@@ -1,6 +1,7 @@
 """Pipelines and sweeps on a whole rig, with real processes; and as somebody at a terminal sees them."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,31 @@ def test_a_misspelt_field_of_a_sweep_is_told_before_anything_is_sent(rig: Any, t
     assert refused.exit_code == 2
     assert refused.stderr == "sweep.priorty: is not a field of a command document; did you mean 'priority'?\n"
     assert rig.store.counts()["queued"] == 0
+
+
+@pytest.mark.slow
+def test_a_fine_tune_that_learns_too_slowly_is_stopped_by_its_eval_loss(
+    make_rig: Any, tiny_model: Path, home: Path
+) -> None:
+    (home / "models").mkdir()
+    shutil.copytree(tiny_model, home / "models" / "tiny")
+    rows = home / "data" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("".join(json.dumps({"prompt": f"Say {n}", "completion": f"It is {n}."}) + "\n" for n in range(24)))
+    rig = make_rig(slots="cpu:2", allowed_paths=str(rows.parent))
+    small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_length": 64, "max_steps": 100}
+    base = {"kind": "finetune", "model": "tiny", "data": str(rows), "eval_data": str(rows), "eval_steps": 5, "window": "any"}  # fmt: skip
+    body = tmp_file(home / "sweep.json", {"base": {**base, **small}, "sweep": {"learning_rate": [1e-9, 5e-3], "halving": {"first_step": 5, "factor": 2}}})  # fmt: skip
+    sent = Terminal(rig).submit(body)
+    assert sent.exit_code == 0, sent.output
+    slow = rig.until_ended("1", within_s=150)
+    assert slow.state is State.CANCELLED and slow.outcome.message.startswith("Stopped early: eval_loss"), rig.evidence()
+    good = rig.until_ended("2", within_s=150)
+    assert good.state is State.SUCCEEDED, rig.evidence()
+    table = json.loads(Terminal(rig).overnight("sweep", "1", "--json").stdout)
+    assert table["best"]["job"] == "2" and table["counts"]["stopped_early"] == 1
+
+
+def tmp_file(path: Path, value: object) -> Path:
+    path.write_text(json.dumps(value))
+    return path

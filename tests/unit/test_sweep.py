@@ -59,7 +59,7 @@ def test_a_random_sweep_is_the_same_for_the_same_seed_and_stays_in_its_space() -
     assert all(parse(document) for document in found.documents)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="needs overnight[sweeps]")
+@pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="needs SciPy")
 @pytest.mark.parametrize("sampler", ["sobol", "halton", "lhs"])
 def test_a_sampler_of_scipys_spreads_evenly_and_repeats_itself(sampler: str) -> None:
     sweep = {"space": {"learning_rate": {"min": 0.5, "max": 1.0}}, "samples": 16, "sampler": sampler}
