@@ -11,7 +11,7 @@ demo: ## a whole night in minutes: a real fine-tune, a generation, a command, an
 
 test: ## set up, and pass every test that needs no GPU
 	@sh deploy/setup.sh dev
-	$(PY) -m pytest -q -m "not gpu and not drill" $(ARGS)
+	$(PY) -m pytest -q -m "not gpu" $(ARGS)
 
 check: ## ruff, mypy --strict, import-linter, tests
 	@sh deploy/setup.sh dev
@@ -19,7 +19,7 @@ check: ## ruff, mypy --strict, import-linter, tests
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	$(PY) -m pytest -q -m "not gpu and not drill" $(ARGS)
+	$(PY) -m pytest -q -m "not gpu" $(ARGS)
 
 drill: ## hurt a real rig in every known way, again and again, and check that nothing is lost (ARGS="--faults 100 --seed 1")
 	@sh deploy/setup.sh dev

@@ -87,6 +87,8 @@ class SlotCard:
     acts: Sequence[Act] = ()
     #: Why it is out of service for a fault; empty when it is not.
     held: str = ""
+    #: Why no job starts on it otherwise: in use by somebody, too hot, memory that is not free.
+    because: str = ""
 
     @property
     def memory_ratio(self) -> float | None:
@@ -302,6 +304,7 @@ def _card(snap: Snapshot, facts: SlotFacts) -> SlotCard:
         job=job,
         acts=of_slot(facts, title_of(slot.is_gpu, slot.index), f"/do/gpus/{quote(slot.id, safe='')}", job),
         held=held.removeprefix(OUT_OF_SERVICE).strip(" ()") if held else "",
+        because="" if held else facts.problem or facts.resting or "",
     )
 
 
@@ -326,6 +329,8 @@ def _slot_state(facts: SlotFacts, now: SlotNow | None, job: Job | None) -> tuple
         return "lost", "worker down"
     if now is not None and now.state in ("stale", "suspect"):
         return "paused", "does not answer" if now.state == "stale" else "suspect"
+    if facts.problem or facts.resting:
+        return "paused", "in use" if (facts.problem or "").startswith("in use") else "held"
     return "idle", "idle"
 
 

@@ -17,7 +17,6 @@ from api.rig_views import GpuList, GpuView, RigView, WindowView, occupied
 from api.routes_jobs import EVERYBODY, OptionalBody
 from api.views import moment_or_none
 from daemon import quarantine, telemetry
-from daemon.facts import problem_of
 from daemon.rig import Slot
 from daemon.store import UnknownJob
 from jobs.model import InvalidTransition, Wish, WishKind
@@ -141,7 +140,9 @@ def resume_rig(rig: Rig) -> RigView:
 def _gpus(rig: Context) -> list[GpuView]:
     """Samples are known for this rig's slots only."""
     live = telemetry.latest(rig.settings.home, now=rig.now())
-    paused, jobs = rig.store.paused(), occupied(rig.facts().jobs)
+    planned = rig.facts()
+    paused, jobs = rig.store.paused(), occupied(planned.jobs)
+    unfit = {s.slot.id: s.problem or s.resting for s in planned.slots}
     views = []
     rigs = rig.store.rigs()
     held = {name: quarantine.read(rig.store, name) for name in rigs}
@@ -151,7 +152,7 @@ def _gpus(rig: Context) -> list[GpuView]:
             is_paused = f"{name}:{slot.id}" in paused
             one = held[name].get(slot.id)
             job = jobs.get((name, slot.id))
-            problem = problem_of(slot, live, facts.get("started_at") or 0.0) if name == rig.settings.rig else None
+            problem = unfit.get(slot.id) if name == rig.settings.rig else None
             views.append(
                 GpuView.of(
                     slot,

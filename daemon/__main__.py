@@ -16,7 +16,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from daemon import __file__ as package_file
-from daemon import inputs, peers, redis_server
+from daemon import inputs, peers, power, redis_server
 from daemon.gpus import discover
 from daemon.loop import Loop, TakenOver, clear_slot, worker_name
 from daemon.process_tree import become_subreaper, kill_marked
@@ -72,6 +72,8 @@ def run(settings: Settings) -> int:
     except redis.RedisError as error:
         print(f"Redis at {_without_password(settings)} does not answer: {error}", file=sys.stderr)
         return EX_UNAVAILABLE
+    for sentence in power.set_limits(power.wanted(settings.gpu_power_limit_w, slots)):
+        log.info("%s", sentence)
     supervisor = staff(settings, slots)
     log.info("%d slot(s): %s", len(slots), ", ".join(f"{slot.name} ({slot.id})" for slot in slots))
     try:

@@ -73,8 +73,13 @@ class _Memory:
 
     @property
     def baseline_bytes(self) -> int:
-        """What it holds when nobody works on it."""
+        """What it holds when nobody works on it; 0 until it was seen idle."""
         return min(LARGEST_BASELINE_BYTES, int(statistics.median(self.idle_used))) if self.idle_used else 0
+
+    @property
+    def largest_idle_bytes(self) -> int:
+        """What it may hold without anybody at work."""
+        return self.baseline_bytes if self.idle_used else LARGEST_BASELINE_BYTES
 
 
 class Conditions:
@@ -93,7 +98,7 @@ class Conditions:
         """The condition of each GPU. Without a sampler nothing is known, and nothing held: telemetry never stops the work."""
         if live.stale:
             self.latest = {}
-            return self.latest
+            return {}
         # a job that has just left must be noticed before the next sample comes
         fresh = live.at != self._read_at
         for slot, seen in live.slots.items():
@@ -104,7 +109,7 @@ class Conditions:
                 self._note(memory, seen, occupied.get(slot), live.at or now, now)
                 self.latest[slot] = self._judge(memory, seen, now)
         self._read_at = live.at
-        return self.latest
+        return dict(self.latest)
 
     # -- what is seen ---------------------------------------------------------------------------------------------------
 
@@ -127,11 +132,11 @@ class Conditions:
         if used is None:
             memory.drained = True  # this card does not tell: there is nothing to wait for
             return
-        known = memory.baseline_bytes if memory.idle_used else LARGEST_BASELINE_BYTES
         others = sum(p.memory_bytes or 0 for p in processes if p.kind in (Kind.DESKTOP, Kind.OTHER))
-        if used <= max(known, others) + DRAINED_BYTES:
+        if used <= max(memory.largest_idle_bytes, others) + DRAINED_BYTES:
             memory.drained = True
-        if memory.drained and not strangers(processes, idle=True):
+        explained = used <= memory.largest_idle_bytes + UNEXPLAINED_BYTES
+        if memory.drained and explained and not strangers(processes, idle=True):
             memory.idle_used.append(used)
 
     def _stranger(self, memory: _Memory, seen: SlotNow, processes: tuple[Process, ...], now: float) -> str | None:
@@ -144,8 +149,8 @@ class Conditions:
         if memory.loaded_since is not None and now - memory.loaded_since >= UNEXPLAINED_LOAD_S:
             return f"somebody whose process is not listed ({seen.utilization_ratio:.0%} busy)"
         shown = sum(process.memory_bytes or 0 for process in processes)
-        hidden = (seen.memory_used_bytes or 0) - shown - memory.baseline_bytes
-        if idle and memory.drained and memory.idle_used and hidden > UNEXPLAINED_BYTES:
+        hidden = (seen.memory_used_bytes or 0) - shown - memory.largest_idle_bytes
+        if idle and memory.drained and hidden > UNEXPLAINED_BYTES:
             return f"somebody whose process is not listed ({hidden / 2**30:.1f} GiB)"
         return None
 

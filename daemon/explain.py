@@ -33,9 +33,10 @@ def _lack(facts: Facts, job: Job) -> str:
     usable = [s for s in facts.slots if s.usable and s.fits(job)]
     if len(usable) < job.gpus:
         return f"{needs}; {', '.join(_why_not(s, job) for s in facts.slots if s not in usable)}"
+    out = "".join(f"; {_name(s.slot)} is {s.problem}" for s in facts.slots if s.problem and not s.paused)
     if wait.slots:
-        return f"{needs}; {_kept(facts, [s for s in usable if s.slot.id in wait.slots], wait)}"
-    return _behind(facts, job, needs, usable)
+        return f"{needs}; {_kept(facts, [s for s in usable if s.slot.id in wait.slots], wait)}{out}"
+    return f"{_behind(facts, job, needs, usable)}{out}"
 
 
 def _kept(facts: Facts, slots: list[SlotFacts], wait: Wait) -> str:

@@ -15,6 +15,10 @@ from jobs.model import Attempt, Cause, Job
 #: How long a verdict holds: a model may be copied here, or an upload come, at any time.
 GOOD_FOR_S, BAD_FOR_S = 30.0, 5.0
 INFINITE_S = float("inf")
+#: Names of jobs that wait no longer are forgotten beyond this.
+KEPT_NAMES = 1_000
+#: Fields of documents that name something on a rig.
+NAMED = ("model", "adapter", "data", "eval_data", "cwd", "argv", "secrets")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,10 @@ class Here:
 
     def __init__(self, store: Store):
         self._store = store
-        self._verdicts: dict[str, tuple[int, float, str | None]] = {}
+        #: What each waiting job names.
+        self._names: dict[str, tuple[Mapping[str, object] | None, tuple[str, ...]]] = {}
+        #: By that, for a sweep names the same a thousand times: until when it holds, and the verdict.
+        self._verdicts: dict[tuple[str, ...], tuple[float, str | None]] = {}
 
     def look(self, waiting: Collection[Job], unfinished: Collection[str], settings: Settings, now: float) -> Rigs:
         """Where each waiting job may run, by what is known at this moment."""
@@ -59,7 +66,9 @@ class Here:
                 reason = self._lacks(job, settings, living, now)
             if reason:
                 reasons[job.id] = reason
-        self._verdicts = {job.id: verdict for job in waiting if (verdict := self._verdicts.get(job.id))}
+        if len(self._names) > 2 * len(waiting) + KEPT_NAMES:
+            self._names.clear()
+        self._verdicts = {named: verdict for named, verdict in list(self._verdicts.items()) if now < verdict[0]}
         return Rigs(reasons, away, others)
 
     def _bound_elsewhere(
@@ -85,9 +94,10 @@ class Here:
         return f"{begun}: it goes on there"
 
     def _lacks(self, job: Job, settings: Settings, living: Collection[str], now: float) -> str | None:
-        of, until, reason = self._verdicts.get(job.id, (0, 0.0, None))
-        if of == id(job.spec) and now < until:
-            return reason
+        named = self._named_by(job)
+        until, known = self._verdicts.get(named, (0.0, None))
+        if now < until:
+            return known
         lack = missing_here(
             job.effective_spec,
             settings,
@@ -95,8 +105,15 @@ class Here:
             uploaded_elsewhere=lambda digest: bool(self._store.rigs_with_input(digest, living)),
         )
         reason = f"cannot run on rig {settings.rig}: {lack}" if lack else None
-        self._verdicts[job.id] = (id(job.spec), now + (BAD_FOR_S if reason else GOOD_FOR_S), reason)
+        self._verdicts[named] = (now + (BAD_FOR_S if reason else GOOD_FOR_S), reason)
         return reason
+
+    def _named_by(self, job: Job) -> tuple[str, ...]:
+        spec, named = self._names.get(job.id, (None, ()))
+        if spec is not job.spec:  # new, or edited since
+            named = (job.kind, *(str(job.spec.get(name)) for name in NAMED))
+            self._names[job.id] = job.spec, named
+        return named
 
     def _find(self, job_id: str) -> Job | None:
         try:

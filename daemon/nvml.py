@@ -1,4 +1,4 @@
-"""One NVIDIA GPU, read only. The one module that imports pynvml; only the sampler's process does so.
+"""One NVIDIA GPU, read only. The one module that imports pynvml; only the processes of the sampler and of `daemon.power` do.
 
 Four kinds of answers are no readings, and each has its consequence:
 

@@ -87,6 +87,8 @@ class Board:
     def __post_init__(self) -> None:
         self._free = [place for place in self.places if place.free_in_s <= 0]
         self._unkept = list(self.places)
+        #: Nobody who lasts longer finds a gap, but backlog; inf while there is a slot that nobody keeps.
+        self.gap_s = math.inf
 
     @property
     def full(self) -> bool:
@@ -113,6 +115,7 @@ class Board:
         for place in chosen:
             place.occupant, place.free_in_s = need.job, max(1.0, need.lasts_s)
             self._free.remove(place)
+        self._measure_gap()
         return chosen
 
     def keep(self, need: Need) -> Kept | None:
@@ -129,6 +132,7 @@ class Board:
         for place in chosen:
             place.keeper, place.needed_in_s = need, at_s
             self._unkept.remove(place)
+        self._measure_gap()
         asked = (p.occupant for p in chosen if p.occupant and p.free_in_s > self.soon_s and at_s <= self.soon_s)
         return Kept(chosen, at_s, tuple(dict.fromkeys(asked)))
 
@@ -141,6 +145,10 @@ class Board:
                 asked[place.occupant] = None
                 lacks_w -= place.power_w
         return tuple(asked) if lacks_w <= 0 else ()
+
+    def _measure_gap(self) -> None:
+        if not self._unkept:
+            self.gap_s = max((p.needed_in_s for p in self._free if p.needed_in_s < math.inf), default=0.0)
 
     def _free_for(self, place: Place, need: Need) -> float:
         if need.gives_way or place.free_in_s <= self.soon_s:

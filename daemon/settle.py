@@ -33,11 +33,15 @@ def settle(store: Store, settings: Settings, job_id: str, fence: int, *, slot: s
         if job.state is State.QUEUED:
             return store.change(job_id, lambda job: job.withdrawn(fence=fence)) if job.offer else None
         outcome = outcome_of(job, folder, settings, now)
+        # on disk before it is told: a power cut between the two would leave a folder that knows nothing of a job that has ended
+        expected = job.ended(fence=fence, outcome=outcome, now=now)
+        keep_record(folder, expected)
         after = store.finish(job_id, fence=fence, outcome=outcome, now=now)
     except InvalidTransition as error:
         log.info("job %s was ended by somebody else: %s", job_id, error)
         return None
-    keep_record(folder, after)
+    if after != expected:  # a wish had come in between
+        keep_record(folder, after)
     if outcome.cause is Cause.GPU_FAULT:
         fault = fault_under(job, settings, now)
         if fault is not None and fault.policy is faults.Policy.QUARANTINE:

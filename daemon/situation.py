@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from zoneinfo import ZoneInfo
 
 from daemon.placement import VRAM_RESERVE_BYTES, fits
@@ -146,7 +146,8 @@ class Facts:
     @cached_property
     def left_behind(self) -> tuple[Job, ...]:
         """Jobs that occupy slots of rigs that are silent."""
-        return tuple(job for job in self.jobs.values() if job.rig in self.away) if self.away else ()
+        found = (job for job in self.jobs.values() if job.rig in self.away) if self.away else ()
+        return tuple(sorted(found, key=lambda job: int(job.id)))
 
     @cached_property
     def leaving(self) -> Mapping[str, str]:
@@ -211,8 +212,13 @@ def blocker(facts: Facts, job: Job) -> str | None:
 
 def clock(moment: float, facts: Facts) -> str:
     """A time of day in the rig's zone, with the date when it is another day's."""
-    then = datetime.fromtimestamp(moment, facts.zone)
-    return f"{then:%H:%M}" if then.date() == facts.today else f"{then:%a %d %b %H:%M}"
+    return _clock(int(moment // 60), facts.zone, facts.today)
+
+
+@lru_cache(maxsize=4096)  # thousands of jobs wait for the same few moments
+def _clock(minute: int, zone: ZoneInfo, today: date) -> str:
+    then = datetime.fromtimestamp(minute * 60, zone)
+    return f"{then:%H:%M}" if then.date() == today else f"{then:%a %d %b %H:%M}"
 
 
 def gib(count: float) -> str:

@@ -79,7 +79,10 @@ def starts(facts: Facts) -> Starts:
                 reason=f"starts are {facts.policy.start_gap_s:g} s apart; the next is in {gap_s:.0f} s"
             )
             break
-        need = _need(facts, job)
+        lasts_s = _lasts_s(facts, job)
+        if lasts_s > board.gap_s and job.priority is not Priority.BACKLOG:
+            continue
+        need = _need(facts, job, lasts_s)
         if board.refuses(need) or (job.max_concurrent and running[job.sweep] >= job.max_concurrent):
             continue
         if taken := board.take(need):
@@ -101,10 +104,10 @@ def starts(facts: Facts) -> Starts:
     return Starts(tuple(offers), tuple(Interrupt(other, why) for other, why in leave.items()), waits)
 
 
-def _need(facts: Facts, job: Job) -> Need:
+def _need(facts: Facts, job: Job, lasts_s: float) -> Need:
     policy = facts.policy
     yields_in_s = policy.min_run_s + policy.saving_s if job.priority is Priority.BACKLOG else math.inf
-    return Need(job.id, job.gpus, job.vram_bytes or 0, _lasts_s(facts, job), yields_in_s)
+    return Need(job.id, job.gpus, job.vram_bytes or 0, lasts_s, yields_in_s)
 
 
 def _board(facts: Facts) -> Board:

@@ -5,6 +5,7 @@
     overnight-sbatch state runs/7             how it stands, as JSON
     overnight-sbatch wait runs/7              return when it has ended: 0 succeeded, 1 failed, 3 cancelled, 69 gone
     overnight-sbatch cancel runs/7            save and stop for good
+    overnight-sbatch run runs/7               one attempt, here and now: what the batch script does; 75: run it again
 
 The folder must be on storage that the node sees. Slurm decides when and where; Overnight's rules decide what follows an
 attempt: one that saved and stopped (status 75) is requeued and resumes, one that ran out of memory is tried again with half
@@ -311,8 +312,8 @@ def _requeue(folder: RunDir) -> None:
 
     Slurm starts a requeued job after two minutes at the earliest: the node must have ended everything of it.
     """
-    slurm_job = os.environ["SLURM_JOB_ID"]
-    if slurm_state(folder, slurm_job) == "RUNNING":
+    slurm_job = os.environ.get("SLURM_JOB_ID")  # another engine reads the exit status
+    if slurm_job and slurm_state(folder, slurm_job) == "RUNNING":
         _slurm(["scontrol", "requeue", slurm_job])
 
 

@@ -26,6 +26,7 @@ from daemon.settings import Settings
 from daemon.store import Store
 from jobs.model import RECORD_VERSION, Cause, End, Job, Outcome
 from jobs.rundir import run_dir
+from jobs.spec import parse
 
 NOW = 1_795_000_000.0
 KEY = b"a key"
@@ -199,6 +200,27 @@ def test_what_a_rig_lacks_it_leaves_to_the_others(shared: Settings, store: Store
     assert reason(store, shared, known) is None  # it would be fetched from rig b
     store.drop_input("b", DIGEST)
     assert "is not uploaded" in str(reason(store, shared, known))
+
+
+def test_a_child_waits_for_the_rig_that_has_its_parents_result(shared: Settings, store: Store) -> None:
+    lives(store, "b")
+    [first, child], _ = store.submit(
+        [
+            parse({"kind": "generate", "model": "org/name", "data": f"sha256:{DIGEST}"}),
+            parse({"kind": "generate", "model": "org/name", "data": "job:1"}),
+        ],
+        now=NOW,
+    )
+    epoch = store.new_epoch("b")
+    offered = store.offer(first.id, rig="b", slots=("cpu:0",), epoch=epoch, now=NOW)
+    store.claim(first.id, fence=offered.fence, owner="x", now=NOW, lease_s=60)
+    store.finish(first.id, fence=offered.fence, outcome=Outcome(end=End.SUCCEEDED), now=NOW)
+    here = Here(store).look([child], [], shared, NOW).not_here
+    assert "its result is not on this rig" in here[child.id]
+    generations = run_dir(shared.runs, first.id).generations
+    generations.parent.mkdir(parents=True)
+    generations.touch()
+    assert Here(store).look([child], [], shared, NOW).not_here == {}
 
 
 # -- uploads ------------------------------------------------------------------------------------------------------------------

@@ -6,10 +6,14 @@ import shutil
 import signal
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from daemon import redis_server
 from daemon.reindex import jobs_on_disk, reindex
 from daemon.settings import Settings
+from daemon.settle import settle
 from daemon.store import Store, connect
 from jobs.model import Cause, End, Job, Outcome, State
 from jobs.outcome import Exit
@@ -47,6 +51,26 @@ def test_every_job_with_a_folder_comes_back_and_ids_go_on(store: Store, settings
     assert store.get("3").outcome.metrics == {"loss": 1.0}  # type: ignore[union-attr]
     assert store.submit([TRUE], now=10.0)[0][0].id == "4"
     assert reindex(store, settings, now=11.0) == 0
+
+
+class DiesWhenItHasTold(Store):
+    """A worker that is killed right after the queue has heard of the end."""
+
+    def finish(self, *arguments: Any, **facts: Any) -> Job:
+        super().finish(*arguments, **facts)
+        raise SystemExit
+
+
+def test_an_end_is_in_the_run_folder_before_anybody_is_told(store: Store, settings: Settings) -> None:
+    store.submit([TRUE], now=1.0)
+    job = claimed(store, "1")
+    folder = run_dir(settings.runs, "1")
+    folder.create()
+    write_json(folder.result, {"fence": job.fence, "end": "succeeded", "metrics": {}})
+    with pytest.raises(SystemExit):
+        settle(DiesWhenItHasTold(store.redis), settings, "1", job.fence, slot="s1", now=4.0)
+    assert store.get("1").state is State.SUCCEEDED
+    assert [found.state for found in jobs_on_disk(settings.runs, now=5.0)] == [State.SUCCEEDED]
 
 
 def test_a_folder_that_tells_nothing_is_passed_over(settings: Settings) -> None:

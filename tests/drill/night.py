@@ -190,8 +190,8 @@ class Night:
             time.sleep(0.02)
         expected = self._scene.workload.expected
         for job in hit.unhurt:
-            if expected[job].sort == "pauses" or expected[job].retried:
-                continue  # these start again by themselves
+            if expected[job].sort in ("pauses", "backlog") or expected[job].retried:
+                continue  # these start again by themselves, or give way to others
             starts = self._scene.ledgers.starts(job, after=hit.at)
             if starts and expected[job].was_asked(self._scene.ledgers, before=starts[0].at):
                 continue  # an earlier call of the owner's, answered or not

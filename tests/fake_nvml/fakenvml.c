@@ -410,6 +410,13 @@ API Return nvmlDeviceGetPowerManagementLimitConstraints(Device *d, u32 *min, u32
   return OK;
 }
 
+API Return nvmlDeviceSetPowerManagementLimit(Device *d, u32 mw) {
+  DEVICE(SetPowerLimit)
+  if (mw < g->min_mw || mw > g->max_mw) return INVALID_ARGUMENT;
+  g->limit_mw = mw;
+  return OK;
+}
+
 API Return nvmlDeviceGetClockInfo(Device *d, u32 kind, u32 *mhz) {
   DEVICE(Clock)
   if (kind > 3) return INVALID_ARGUMENT;

@@ -17,7 +17,7 @@ FUNCTIONS = """
     Index Name Uuid PciInfo MinorNumber Serial Brand Architecture CudaCapability Vbios
     Persistence Display ComputeMode MigMode AccountingMode
     Memory MemoryV2 Bar1 Utilization Encoder Decoder Temperature TemperatureV Threshold Margin
-    Power PowerLimit EnforcedLimit DefaultLimit LimitRange Energy Clock MaxClock PState Reasons SupportedReasons
+    Power PowerLimit EnforcedLimit DefaultLimit LimitRange SetPowerLimit Energy Clock MaxClock PState Reasons SupportedReasons
     PcieGeneration PcieWidth PcieMaxGeneration PcieMaxWidth PcieThroughput PcieReplay
     Fan FanCount FanRpm Ecc EccMode RemappedRows RetiredPages
     ComputeProcesses GraphicsProcesses MpsProcesses ProcessUtilization FieldValues
