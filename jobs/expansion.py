@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from jobs.spec import KINDS, FieldError, InvalidSpec, nearest
 from jobs.sweep import OF_SPACE, OPTIONS, WAYS, Options, SweepFacts, read_words, wrong
 
 NAME_LENGTH = 128
+#: All documents of one sweep.
+MAX_BYTES = 128 << 20
 #: What a program is given is text, also where the sweep says a number: `env.RATE`, `argv.2`.
 TEXTS = ("env", "argv")
 
@@ -46,7 +48,7 @@ def expand(base: object, sweep: object, *, read_csv: Callable[[str], str]) -> Ex
     if errors := [error for axis in axes if (error := _unknown(axis, base))]:
         raise InvalidSpec(errors)
     title = _title(base)
-    documents = [_document(base, point, title) for point in points]
+    documents = list(_small_enough(_document(base, point, title) for point in points))
     method = told.get("sampler", "random") if way == "space" else {"points": "list"}.get(way, way)
     facts = SweepFacts(
         name=title, method=method, axes=axes, base=dict(base),
@@ -70,6 +72,18 @@ def check(base: object, sweep: object) -> None:
         names = list(dict.fromkeys(itertools.chain.from_iterable(listed_points(told["points"]))))
     if errors := [error for axis in names if (error := _unknown(axis, base))]:
         raise InvalidSpec(errors)
+
+
+def _small_enough(documents: Iterable[Document]) -> Iterator[Document]:
+    """Raises InvalidSpec when they are too much together: a large base is one request, and ten thousand records."""
+    total_bytes = 0
+    for document in documents:
+        total_bytes += len(json.dumps(document))
+        if total_bytes > MAX_BYTES:
+            raise wrong(
+                "sweep", f"makes more than {MAX_BYTES >> 20} MiB of jobs: put what is large into a file that they name"
+            )
+        yield document
 
 
 def _parts(sweep: object) -> tuple[str, Mapping[str, Any], Options]:

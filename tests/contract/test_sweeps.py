@@ -178,6 +178,7 @@ def test_an_uploaded_table_makes_one_job_of_each_line(client: TestClient, store:
     assert [(job.spec["env"], job.gpus) for job in store.get_many(["1", "2"]).values()] == [({"A": "x"}, 1), ({"A": "y"}, 2)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ten_thousand_jobs_are_one_sweep(client: TestClient, store: Store) -> None:
     space = {"priority": ["high", "backlog"], "max_runtime_s": {"min": 1.0, "max": 9.0}}
     sweep_id = send(client, {"space": space, "samples": 10_000})

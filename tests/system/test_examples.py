@@ -11,6 +11,7 @@ from attempts import curve, finish, log, run_folder
 from jobs import demo_model
 from jobs.data import check_prompts, check_training
 from jobs.expansion import expand
+from jobs.metrics import last_values
 from jobs.pipeline import linked, numbered
 from jobs.rundir import RunDir, read_json_lines
 from jobs.spec import parse
@@ -38,6 +39,16 @@ def test_every_job_of_the_sweeps_is_valid(name: str, count: int) -> None:
     body = document(name)
     found = expand(body["base"], body["sweep"], read_csv=str)
     assert len([parse(one) for one in found.documents]) == count
+
+
+def test_the_program_of_the_sweep_tells_its_numbers(tmp_path: Path) -> None:
+    body = document("sweep-command")
+    found = expand(body["base"], body["sweep"], read_csv=str)
+    folder = run_folder(tmp_path, found.documents[0], {})
+    assert finish(folder) == 0, log(folder)
+    point = found.points[0]
+    expected = (point["env.RATE"] - 0.3) ** 2 + point["env.LAYERS"] / 100 + 1 / 10
+    assert last_values(folder.metrics)["eval_loss"] == pytest.approx(expected)
 
 
 def test_their_rows_are_valid() -> None:

@@ -1,5 +1,6 @@
 """Pipelines and sweeps on a whole rig, with real processes; and as somebody at a terminal sees them."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -144,6 +145,20 @@ def test_a_table_of_points_is_a_sweep_with_a_base_and_what_is_left_can_be_cancel
     ]
     assert "2 jobs asked to stop" in terminal.overnight("sweep", "1", "--cancel").output
     assert [rig.job(n).state for n in "12"] == [State.CANCELLED] * 2
+
+
+def test_so_many_jobs_of_a_sweep_run_at_once_as_it_allows(rig: Any, tmp_path: Path) -> None:
+    terminal = Terminal(rig)
+    go, body = tmp_path / "go", tmp_path / "sweep.json"
+    base = {"kind": "command", "window": "any", "argv": [sys.executable, "-c", PROGRAM, str(go)], "env": {"LOSS": "1"}}
+    body.write_text(json.dumps({"base": base, "sweep": {"env.STEPS": [3, 4, 5], "max_concurrent": 1}}))
+    assert terminal.submit(body).exit_code == 0
+    rig.until("1", State.RUNNING)
+    assert "its sweep runs 1 at a time" in terminal.overnight("ls").output
+    go.touch()
+    jobs = [rig.until(number, State.SUCCEEDED) for number in "123"]
+    runs = [run for job in jobs for run in job.attempts]
+    assert all(before.ended_at <= after.started_at for before, after in itertools.pairwise(runs))
 
 
 def test_a_misspelt_field_of_a_sweep_is_told_before_anything_is_sent(rig: Any, tmp_path: Path) -> None:

@@ -145,6 +145,12 @@ def test_a_wrong_table_is_told_with_its_line(table: str, words: str) -> None:
     assert where in ("sweep.csv", "sweep") and words in message
 
 
+def test_a_large_base_is_not_multiplied_without_bound() -> None:
+    base = {**COMMAND, "env": {"TEXT": "x" * 500_000}}
+    [(where, message)] = refusal({"env.A": list(range(1_000))}, base)
+    assert where == "sweep" and "MiB of jobs" in message
+
+
 def test_a_laptop_finds_a_wrong_sweep_without_drawing_or_reading() -> None:
     check(BASE, {"csv": "not there"})
     check(BASE, {"space": SPACE, "samples": 5, "sampler": "sobol"})
