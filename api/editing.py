@@ -20,7 +20,7 @@ ALWAYS_FINE = set(FACTS) - {"gpus"}
 #: What is no field of a document.
 OWN_WORDS = ("held", "position")
 #: How often a change is made anew because somebody else's came in between.
-TRIES = 5
+TRIES = 20
 MOST_MOVED = 1_000
 
 
