@@ -20,6 +20,8 @@ Json = dict[str, Any]
 
 RANGE = re.compile(r"([1-9][0-9]{0,17})-([1-9][0-9]{0,17})")
 PER_PAGE = 200
+#: Below the help of every command that takes a choice of jobs.
+EPILOG = "JOBS are numbers and ranges: 142 145-150. What a range or a filter chooses is shown, and asked about, first."
 #: So many rows of a choice are shown in full; the rest by their ids.
 ROWS_SHOWN = 20
 
@@ -50,9 +52,9 @@ def selection(command: Callable[P, R]) -> Callable[P, R]:
     """Give a command jobs, ranges and filters as arguments."""
     for decorate in (
         click.option("-y", "--yes", is_flag=True, help="Do not ask."),
-        click.option("--kind", help="Instead of ids: all of this kind."),
-        click.option("--state", help="Instead of ids: all in this state."),
-        click.option("--tag", help="Instead of ids: all with this tag."),
+        click.option("--kind", help="Instead of numbers: all of this kind; filters narrow each other down."),
+        click.option("--state", help="Instead of numbers: all in this state."),
+        click.option("--tag", help="Instead of numbers: all with this tag."),
         click.argument("jobs", nargs=-1, metavar="[JOBS]..."),
     ):
         command = decorate(command)

@@ -63,7 +63,7 @@ def _named(job: Mapping[str, Any]) -> str:
 def _command(verb: Verb, text: str, act: Act, words: Words) -> click.Command:
     """A command that does one thing to each job that is meant."""
 
-    @click.command(verb.name, help=text)
+    @click.command(verb.name, help=text, epilog=choosing.EPILOG)
     @choosing.selection
     @with_rig
     def command(session: Session, /, jobs: tuple[str, ...], **choice: Any) -> None:
@@ -109,7 +109,7 @@ def _emit(done: Sequence[Json], refused: Sequence[tuple[str, ApiProblem]], chose
 EDIT = Verb("edit", ("queued",), takes_last=True)
 
 
-@click.command("edit")
+@click.command("edit", epilog=choosing.EPILOG)
 @choosing.selection
 @click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="As in --set learning_rate=1e-4 --set lora.r=8; null is the default again.")  # fmt: skip
 @click.option("--name", help="A name for people.")
@@ -195,7 +195,7 @@ def _once_more(words: str, code: int) -> None:
 MOVE = Verb("move", ("queued",), takes_last=True)
 
 
-@click.command("move")
+@click.command("move", epilog=choosing.EPILOG)
 @choosing.selection
 @click.option("--first", is_flag=True, help="Before all of its priority.")
 @click.option("--last", is_flag=True, help="Behind all of its priority.")

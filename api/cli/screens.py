@@ -111,7 +111,10 @@ def board(jobs: Sequence[Mapping[str, Any]]) -> "Table":
         table.add_column(head, no_wrap=True, overflow="ellipsis")
     active = [job for job in jobs if job["state"] == "running"]
     others = [job for job in jobs if job["state"] != "running"]
-    for job in sorted([*active, *others][:ROWS], key=lambda job: int(job["id"])):
+    shown = [*active, *others][:ROWS]
+    if not all(job.get("position") for job in shown):  # the queue alone stays in its order
+        shown.sort(key=lambda job: int(job["id"]))
+    for job in shown:
         done = 1.0 if job["state"] == "succeeded" else (job.get("progress") or {}).get("fraction") or 0.0
         colour = output.COLOURS.get(job["state"], "") if output.colours() else ""
         state, name, what = (output.clean_line(text) for text in (job["state"], job["name"], output.what(job)))
