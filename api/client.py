@@ -109,9 +109,9 @@ class Client:
         """Ask it to stop; with a state, only when it is still in that one."""
         return self._json("POST", f"/jobs/{_part(job_id)}/cancel", **_only_if(only_if))
 
-    def retry(self, job_id: str) -> Json:
-        """Put a failed or cancelled job back into the queue."""
-        return self._json("POST", f"/jobs/{_part(job_id)}/retry")
+    def retry(self, job_id: str, changes: Mapping[str, Any] | None = None) -> Json:
+        """Put a failed or cancelled job back into the queue, with changes of its document."""
+        return self._json("POST", f"/jobs/{_part(job_id)}/retry", **({"json": dict(changes)} if changes else {}))
 
     def preempt(self, job_id: str, *, only_if: str = "") -> Json:
         """Ask a running job to save its work and to wait again."""

@@ -53,6 +53,31 @@ def edit(job_id: str, body: object, rig: Context, *, revision: str | None = None
     raise InvalidTransition(f"job {job_id} is being changed by others all the time; try again in a moment")
 
 
+def retry(job_id: str, body: object, rig: Context) -> Job:
+    """Queue an ended job again, with changes of its document and `held` if there are any.
+
+    One that waits or runs again already stays as it is. Raises InvalidSpec, InvalidTransition, UnknownJob.
+    """
+    changes = _changes(body) if body != {} else Changes({}, None, None)
+    if changes.place is not None:
+        raise InvalidSpec([FieldError("position", "is no field of a retry: the job goes behind all that wait")])
+    for _ in range(TRIES):
+        before = rig.store.get(job_id)
+        spec = _changed_spec(before, changes.fields, rig) if changes.fields else None
+        if not before.state.final:
+            if spec is not None and dump(spec) != before.spec:
+                raise InvalidTransition(f"job {job_id} is {before.state} again already, and was left as it is")
+            return before
+        try:
+            return rig.store.retry(job_id, lambda job: _with(job, before, spec, changes))  # noqa: B023 - called before the next turn
+        except _ChangedMeanwhile:
+            continue
+        except InvalidTransition:
+            if rig.store.get(job_id).state.final:
+                raise
+    raise InvalidTransition(f"job {job_id} is being changed by others all the time; try again in a moment")
+
+
 def move(body: object, rig: Context) -> list[Job]:
     """Put waiting jobs beside each other to a place in the queue: all of them, or none. Raises as `edit` does."""
     if not isinstance(body, dict) or set(body) != {"jobs", "position"}:
@@ -142,7 +167,13 @@ def _ancestors(parents: Sequence[str], rig: Context) -> set[str]:
 def _edited(job: Job, before: Job, spec: Spec | None, changes: Changes) -> Job:
     """The step: what was checked is put into the record, when the record is still the one that was checked."""
     refuse_unless_waiting(job)
-    if job.spec != before.spec or job.held != before.held:
+    if job.held != before.held:
+        raise _ChangedMeanwhile
+    return _with(job, before, spec, changes)
+
+
+def _with(job: Job, before: Job, spec: Spec | None, changes: Changes) -> Job:
+    if job.spec != before.spec:
         raise _ChangedMeanwhile
     record: dict[str, Any] = {} if changes.held is None else {"held": changes.held}
     if spec is not None:

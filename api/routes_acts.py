@@ -49,7 +49,7 @@ def do_with_job(job_id: str, verb: str, request: Request, form: Form, rig: Rig) 
     deeds: dict[str, Callable[[Job], object]] = {
         "cancel": lambda job: routes_jobs.cancel_job(job, rig, {}),
         "preempt": lambda job: routes_jobs.preempt_job(job, rig, {}),
-        "retry": lambda job: routes_jobs.retry_job(job, rig),
+        "retry": lambda job: routes_jobs.retry_job(job, rig, {}),
         "hold": lambda job: edit(job.id, {"held": True}, rig),
         "release": lambda job: edit(job.id, {"held": False}, rig),
         "move": lambda job: edit(job.id, {"position": form.get("position")}, rig),

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from api.context import Context, Rig
 from api.documents import batch_of, csv_reader, json_body, optional_json_body
-from api.editing import edit, move
+from api.editing import edit, move, retry
 from api.problems import documented
 from api.submission import checked, one, submit, would_wait_because
 from api.views import Batch, JobList, JobPage, JobSummary, JobView, Trial, TrialBatch
@@ -174,17 +174,18 @@ def preempt_job(job: KnownJob, rig: Rig, body: OptionalBody) -> JobView:
     return _wished(job, rig, WishKind.PREEMPT, body)
 
 
-@router.post("/{job_id}/retry", operation_id="retryJob", status_code=202, responses=documented(*EVERYBODY, 404, 409))
-def retry_job(job: KnownJob, rig: Rig) -> JobView:
-    """Queue a failed or cancelled job again. One that waits or runs again already stays as it is."""
-    if job.state.final:
-        try:
-            job = rig.store.retry(job.id)
-        except InvalidTransition:
-            job = rig.store.get(job.id)
-            if job.state.final:
-                raise
-    return JobView.of(job, rig.facts())
+@router.post(
+    "/{job_id}/retry",
+    operation_id="retryJob",
+    status_code=202,
+    responses=documented(*EVERYBODY, 400, 404, 409, 415, 422),
+)
+def retry_job(job: KnownJob, rig: Rig, body: OptionalBody) -> JobView:
+    """Queue a failed or cancelled job again. One that waits or runs again already stays as it is.
+
+    The body may have changes of its document as for editing, and `held`.
+    """
+    return JobView.of(retry(job.id, body, rig), rig.facts())
 
 
 @router.delete("/{job_id}", operation_id="deleteJob", status_code=204, responses=documented(*EVERYBODY, 404, 409, 502))

@@ -86,11 +86,9 @@ def acts(table: Table) -> list[Act]:
     """The buttons."""
     left = sum(not row.job.state.final for row in table.rows)
     question = f"{count(left, 'job')} that wait or run will stop; their run folders stay."
-    return (
-        [Act(f"/do/sweeps/{table.sweep.id}/cancel", "Cancel what is left", "cancel", question, danger=True)]
-        if left
-        else []
-    )
+    title = f"Cancel what is left of sweep {table.sweep.id}"
+    path = f"/do/sweeps/{table.sweep.id}/cancel"
+    return [Act(path, "Cancel what is left", "cancel", question, danger=True, title=title)] if left else []
 
 
 def point_words(point: Mapping[str, Any]) -> list[tuple[str, str]]:

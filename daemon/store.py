@@ -445,8 +445,9 @@ class Store:
 
         return self.change(job_id, step)
 
-    def retry(self, job_id: str) -> Job:
-        """Queue an ended job again, behind all that wait; jobs that were cancelled because of it wait again where they stood.
+    def retry(self, job_id: str, step: Callable[[Job], Job] = Job.edited) -> Job:
+        """Queue an ended job again, behind all that wait, changed by a step. Jobs that were cancelled because of it wait
+        again where they stood.
 
         Raises InvalidTransition; also when a job that it waits for has ended so that this one could never start.
         """
@@ -454,8 +455,9 @@ class Store:
 
         def body(pipe: Pipeline) -> Job:
             before = self._read(pipe, job_id)
-            self._refuse_hopeless(pipe, before)
-            after = before.retried(rank=rank_of(before.priority, sequence))
+            after = step(before.retried(rank=rank_of(before.priority, sequence)))
+            after = after.moved(rank=rank_of(after.priority, sequence))
+            self._refuse_hopeless(pipe, after)
             revived = self._cancelled_because_of(pipe, job_id)
             pipe.multi()
             self._write(pipe, before, after)

@@ -104,6 +104,22 @@ def _emit(done: Sequence[Json], refused: Sequence[tuple[str, ApiProblem]], chose
     output.emit({"jobs": done, "refused": told})
 
 
+# -- retry ----------------------------------------------------------------------------------------------------------------
+
+RETRY = Verb("retry", ("failed", "cancelled"))
+
+
+@click.command("retry", epilog=choosing.EPILOG)
+@choosing.selection
+@click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Change a field first, as in --set learning_rate=1e-4.")  # fmt: skip
+@with_rig
+def retry(session: Session, /, jobs: tuple[str, ...], sets: tuple[str, ...], **choice: Any) -> None:
+    """Put failed or cancelled jobs back into the queue, behind all that wait. They resume from their last checkpoint."""
+    changes = _changes(sets, {})
+    chosen = choosing.choose(session, RETRY, jobs, **choice)
+    _to_each(session, chosen, lambda client, job_id, _: client.retry(job_id, changes), _waits("is queued again"))
+
+
 # -- edit -----------------------------------------------------------------------------------------------------------------
 
 EDIT = Verb("edit", ("queued",), takes_last=True)
@@ -247,12 +263,6 @@ cancel = _command(
     "Stop jobs for good; what waits is cancelled at once.",
     lambda client, job_id, state: client.cancel(job_id, only_if=state or ""),
     _cancelled,
-)
-retry = _command(
-    Verb("retry", ("failed", "cancelled")),
-    "Put failed or cancelled jobs back into the queue, behind all that wait.",
-    lambda client, job_id, _: client.retry(job_id),
-    _waits("is queued again"),
 )
 preempt = _command(
     Verb("preempt", ("running",)),

@@ -207,6 +207,22 @@ def test_two_editors_at_once_both_get_what_they_asked_for(client: TestClient, st
     assert job.spec["env"] == {"A": "1", "B": "2"}
 
 
+def test_a_retry_may_change_the_job_first(client: TestClient, store: Store, submit: Submit, brought: Bring) -> None:
+    submit(priority="backlog")
+    submit(priority="high")
+    brought("1", State.FAILED)
+    assert client.post(f"{JOBS}/1/retry", json={"argv": ["no-such-program-anywhere"]}).status_code == 422
+    assert client.post(f"{JOBS}/1/retry", json={"position": "first"}).status_code == 422
+    assert store.get("1").state is State.FAILED
+    changes = {"argv": ["false"], "priority": "high", "held": True}
+    for _ in range(2):  # its reply may have been lost
+        answer = client.post(f"{JOBS}/1/retry", json=changes)
+        assert (answer.status_code, answer.json()["spec"]["argv"], answer.json()["held"]) == (202, ["false"], True)
+    assert queue(client) == ["2", "1"]
+    late = client.post(f"{JOBS}/1/retry", json={"argv": ["true"]})
+    assert (late.status_code, "is queued again already" in late.json()["detail"]) == (409, True)
+
+
 # -- what becomes of it -----------------------------------------------------------------------------------------------------
 
 

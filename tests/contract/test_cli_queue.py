@@ -150,6 +150,15 @@ def test_what_is_about_to_start_is_left_as_it_is(shell: Shell) -> None:
         assert (result.exit_code, "is about to start and can no longer be changed" in result.stderr) == (2, True)
 
 
+def test_retry_may_change_a_field_first(shell: Shell) -> None:
+    [job] = shell.put()
+    shell.end(job)
+    assert shell("retry", job, "--set", "colour=red").exit_code == 2
+    shell.ok("retry", job, "--set", "max_runtime_s=60", "--set", "env.A=b")
+    record = shell.store.get(job)
+    assert (record.state, record.max_runtime_s, record.spec["env"]) == ("queued", 60, {"A": "b"})
+
+
 # -- many at once, and no more than was shown -----------------------------------------------------------------------------------
 
 

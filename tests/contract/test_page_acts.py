@@ -201,3 +201,17 @@ def test_the_queue_stands_in_its_order_with_places_reasons_and_neighbours(
     following = browser.get("/?state=queued&cursor=2").text
     assert re.findall(r'class="place"[^>]*>(\d+)\.', following) == ["3", "4"]
     assert 'value="before:2"' in following
+
+
+def test_what_is_left_of_a_sweep_is_cancelled_after_a_question_with_its_count(
+    browser: TestClient, store: Store
+) -> None:
+    body = {"base": {"kind": "command", "argv": ["true"]}, "sweep": {"max_runtime_s": [60, 90, 120]}}
+    sweep = browser.post("/api/v1/jobs/batch", json=body).json()["sweep"]
+    assert f'formaction="/do/sweeps/{sweep}/cancel"' in browser.get(f"/sweeps/{sweep}").text
+    asked = browser.post(f"/do/sweeps/{sweep}/cancel")
+    assert "3 jobs that wait or run will stop" in asked.text.replace("\u202f", " ")
+    assert store.counts()["queued"] == 3
+    assert press(browser, f"/sweeps/{sweep}/cancel") == f"/sweeps/{sweep}"
+    assert store.counts()["cancelled"] == 3
+    assert browser.post("/do/sweeps/99/cancel").status_code == 404
