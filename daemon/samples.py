@@ -168,6 +168,40 @@ def summarize_minute(ts: int, rows: Sequence[Sample], previous: Sample | None) -
     )
 
 
+def summarize_minutes(ts: int, rows: Sequence[Minute]) -> Minute:
+    """A longer time's row from those of its parts."""
+    reasons = [row.reasons_or for row in rows if row.reasons_or is not None]
+    return Minute(
+        ts,
+        sum(row.n for row in rows),
+        _weighted((row.util_avg, row.n) for row in rows),
+        _most(row.util_max for row in rows),
+        _most(row.mem_max for row in rows),
+        _weighted((row.temp_avg, row.n) for row in rows),
+        _most(row.temp_max for row in rows),
+        _weighted((row.power_avg, row.n) for row in rows),
+        _most(row.power_max for row in rows),
+        _weighted((row.sm_avg, row.n) for row in rows),
+        _union(reasons) if reasons else None,
+        _sum(row.energy_mj for row in rows),
+        _sum(row.thr_power_ms for row in rows),
+        _sum(row.thr_sw_therm_ms for row in rows),
+        _sum(row.thr_hw_therm_ms for row in rows),
+        _sum(row.thr_brake_ms for row in rows),
+    )
+
+
+def _weighted(values: Iterable[tuple[float | None, int]]) -> float | None:
+    known = [(value, n) for value, n in values if value is not None]
+    weight = sum(n for _, n in known)
+    return round(sum(value * n for value, n in known) / weight, 1) if weight else None
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
 def _grown(steps: Iterable[tuple[int | None, int | None]]) -> int | None:
     """How far a counter went; a step back is a reload of the driver, which counts from 0 again."""
     known = [max(0, b - a) for a, b in steps if a is not None and b is not None]
