@@ -108,9 +108,9 @@ class Sampler:
             self._recorder.add(slot, sample)
 
     def _note_xids(self, now: float, at: float) -> None:
-        by_bus = {bus_key(card.gpu.bus_id): uuid for uuid, card in self._driver.cards.items() if card.gpu.bus_id}
         while not self._kernel_xids.empty():
             xid = self._kernel_xids.get()
+            by_bus = {bus_key(card.gpu.bus_id): uuid for uuid, card in self._driver.cards.items() if card.gpu.bus_id}
             if uuid := by_bus.get(xid.bus):
                 self._note_xid(now, at, uuid, "kernel", xid.code, xid.text, xid.pid)
         while not self._driver.xids.empty():
@@ -147,9 +147,9 @@ class Sampler:
 
     def _live(self, now: float) -> dict[str, object]:
         """What `gpu-now.json` says; as a file that is young, it is the heartbeat too."""
-        slots = {uuid: asdict(card.now()) for uuid, card in self._driver.cards.items()}
+        slots = {uuid: card.now().to_json() for uuid, card in self._driver.cards.items()}
         if self._machine:
-            slots |= {slot: asdict(self._machine.now(slot)) for slot in self._machine.slots}
+            slots |= {slot: self._machine.now(slot).to_json() for slot in self._machine.slots}
         return {
             "at": now,
             "pid": os.getpid(),

@@ -125,6 +125,10 @@ class SlotNow:
     recovery_action: int | None = None  # NVML field 230; above 0 the driver asks for a reset or a reboot
     processes: tuple[GpuProcess, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """For `gpu-now.json`. Not `asdict`, which copies all the way down: that was the sampler's dearest call."""
+        return {**vars(self), "processes": [vars(process) for process in self.processes]}
+
 
 def database_path(home: Path) -> Path:
     return home / "telemetry.sqlite"

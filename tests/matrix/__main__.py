@@ -32,9 +32,9 @@ from until import until  # noqa: E402
 
 from daemon import process_tree, quarantine, telemetry  # noqa: E402
 from daemon.facts import Ledger  # noqa: E402
-from daemon.plan import Facts  # noqa: E402
 from daemon.samples import SlotNow  # noqa: E402
 from daemon.settings import Settings  # noqa: E402
+from daemon.situation import Facts  # noqa: E402
 from jobs.model import State  # noqa: E402
 
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
