@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from api.documents import hash_of
 from daemon.explain import explain
+from daemon.idle import Idle
 from daemon.plan import Facts
 from daemon.tariff import tokens_of
 from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
@@ -260,6 +261,28 @@ class TelemetryView(BaseModel):
 def revision_of(job: Job) -> str:
     """Stands for what can be edited of a job: another one means that somebody changed it."""
     return hash_of([job.spec, job.held])[:16]
+
+
+class IdleStretch(BaseModel):
+    """One time in which a slot did nothing."""
+
+    start: datetime
+    end: datetime
+    seconds: float
+    reason: str
+
+    @classmethod
+    def of(cls, found: Idle) -> Self:
+        return cls(start=moment(found.start), end=moment(found.end), seconds=found.seconds, reason=found.reason)
+
+
+class IdleView(BaseModel):
+    """Idle time of each slot, and its sums by reason."""
+
+    start: datetime
+    end: datetime
+    slots: dict[str, list[IdleStretch]]
+    idle_s: dict[str, float]
 
 
 def moment(epoch_s: float) -> datetime:

@@ -192,5 +192,13 @@ def inventory() -> Inventory:
     return Inventory(tuple(card.gpu for card in driver.cards.values()), driver.problem, driver.replaced)
 
 
+def checkup() -> dict[str, Any]:
+    """Everything about the GPUs that answer now that may be wrong with them."""
+    driver = Driver(retry_s=0.0, watch_xids=False)
+    driver.read(0, at=0.0, thoroughly=True)
+    cards = [card.details() for card in driver.cards.values()]
+    return {"gpus": cards, "problem": driver.problem, "replaced": driver.replaced}
+
+
 def _address(handle: Any) -> int | None:
     return ctypes.cast(handle, ctypes.c_void_p).value

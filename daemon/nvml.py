@@ -14,6 +14,7 @@ import ctypes
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -186,6 +187,18 @@ class Card:
             recovery_action=self._recovery_action,
             processes=self._processes,
         )
+
+    def details(self) -> dict[str, Any]:
+        """What `overnight doctor` looks at."""
+        ecc = self._ask("EccMode")
+        return {
+            "gpu": asdict(self.gpu),
+            "now": asdict(self.now()),
+            "limits": self.identity.limits,
+            "persistence": bool(self._ask("PersistenceMode")),
+            "display": bool(self._ask("DisplayActive")),
+            "ecc": None if ecc is None else bool(ecc[0]),
+        }
 
     def _ask(self, call: str, *arguments: Any, **options: Any) -> Any | None:
         """The answer of `nvmlDeviceGet<call>`, or None where there is none. Raises GpuTrouble and DriverTrouble."""

@@ -3,6 +3,7 @@
     gpu      one row per GPU or CPU slot ever seen
     s        one row per slot and second; NULL: not read; kept for 14 days
     s60      the same in minutes, with averages and peaks; kept for a year
+    s600     and in ten minutes; s3600 in hours: for longer times; kept as long as s60
     event    XIDs, lost GPUs, driver trouble; kept for ever
 
 Rows are committed every 10 s, as a commit per second would write five times as much to the disk. Until then they stand
@@ -19,10 +20,18 @@ from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
-from daemon.samples import Identity, Minute, Sample, database_path, summarize_minute
+from daemon.samples import Identity, Minute, Sample, database_path, summarize_minute, summarize_minutes
 
 #: Table, how long its rows are kept, and how much is deleted at once: more would keep readers waiting.
-PRUNING = (("s", 14 * 86_400, 20_000), ("s60", 365 * 86_400, 20_000 * 60))
+PRUNING = (
+    ("s", 14 * 86_400, 20_000),
+    ("s60", 365 * 86_400, 20_000 * 60),
+    ("s600", 365 * 86_400, 20_000 * 600),
+    ("s3600", 365 * 86_400, 20_000 * 3600),
+)
+#: Where each longer summary comes from; so much of it is made at once, when a database of an earlier version has none.
+LONGER = (("s60", "s600", 600), ("s600", "s3600", 3600))
+CATCH_UP_S = 30 * 86_400
 #: When the disk is full: rows per slot that wait for better times.
 UNSAVED_LIMIT = 300
 #: The same XID of one GPU within this is one event: a faulty kernel logs hundreds.
@@ -34,12 +43,15 @@ CREATE TABLE IF NOT EXISTS gpu(gid INTEGER PRIMARY KEY, uuid TEXT UNIQUE NOT NUL
 CREATE TABLE IF NOT EXISTS s(gid INTEGER, {", ".join(f"{name} INTEGER" for name in Sample._fields)},
     PRIMARY KEY(gid, ts)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS s60(gid INTEGER, {", ".join(Minute._fields)}, PRIMARY KEY(gid, ts)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS s600(gid INTEGER, {", ".join(Minute._fields)}, PRIMARY KEY(gid, ts)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS s3600(gid INTEGER, {", ".join(Minute._fields)}, PRIMARY KEY(gid, ts)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS event(id INTEGER PRIMARY KEY, ts REAL, gid INTEGER, source TEXT, kind TEXT, code INTEGER,
     pid INTEGER, job_id TEXT, text TEXT);
 CREATE INDEX IF NOT EXISTS event_by_time ON event(ts);
 """
 INSERT_SAMPLE = f"INSERT OR IGNORE INTO s VALUES (?{', ?' * len(Sample._fields)})"
 INSERT_MINUTE = f"INSERT OR REPLACE INTO s60 VALUES (?{', ?' * len(Minute._fields)})"
+SELECT_MINUTES = f"SELECT {', '.join(Minute._fields)} FROM"
 INSERT_EVENT = "INSERT INTO event(ts, gid, source, kind, code, text, pid, job_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_SAMPLE = f"SELECT {', '.join(Sample._fields)} FROM s WHERE gid = ?"
 
@@ -158,7 +170,9 @@ class Recorder:
                 event_gid = known[event_uuid][0] if event_uuid in known else None
                 db.execute(INSERT_EVENT, (ts, event_gid, *facts))
             for gid, _ in known.values():
-                self._roll_up(db, gid, before=int(now) // 60 * 60)
+                if self._roll_up(db, gid, before=int(now) // 60 * 60):
+                    for source, target, step_s in LONGER:
+                        _roll_up_further(db, gid, source, target, step_s, before=int(now) // step_s * step_s)
         self._known = known
         for waiting in self._unsaved.values():
             waiting.clear()
@@ -176,11 +190,11 @@ class Recorder:
         )
         return db.execute("SELECT gid FROM gpu WHERE uuid = ?", (slot.uuid,)).fetchone()[0], slot
 
-    def _roll_up(self, db: sqlite3.Connection, gid: int, *, before: int) -> None:
-        """Summarise the slot's whole minutes that have no summary yet, those of an earlier sampler too."""
+    def _roll_up(self, db: sqlite3.Connection, gid: int, *, before: int) -> bool:
+        """Summarise the slot's whole minutes that have no summary yet, those of an earlier sampler too; whether any was due."""
         done = db.execute("SELECT max(ts) + 60 FROM s60 WHERE gid = ?", (gid,)).fetchone()[0] or 0
         if done >= before:
-            return
+            return False
         rows = db.execute(f"{SELECT_SAMPLE} AND ts >= ? AND ts < ? ORDER BY ts", (gid, done, before))
         earlier = db.execute(f"{SELECT_SAMPLE} AND ts < ? ORDER BY ts DESC LIMIT 1", (gid, done)).fetchone()
         previous = Sample(*earlier) if earlier else None
@@ -188,6 +202,20 @@ class Recorder:
             minute = list(group)
             db.execute(INSERT_MINUTE, (gid, *summarize_minute(ts, minute, previous)))
             previous = minute[-1]
+        return True
+
+
+def _roll_up_further(db: sqlite3.Connection, gid: int, source: str, target: str, step_s: int, *, before: int) -> None:
+    """Summarise what is whole in `source` and not yet in `target`, a part of it at a time."""
+    done = db.execute(f"SELECT max(ts) + {step_s} FROM {target} WHERE gid = ?", (gid,)).fetchone()[0] or 0
+    first = db.execute(f"SELECT min(ts) FROM {source} WHERE gid = ? AND ts >= ?", (gid, done)).fetchone()[0]
+    if first is None or first >= before:
+        return
+    end = min(before, first // step_s * step_s + CATCH_UP_S)
+    rows = db.execute(f"{SELECT_MINUTES} {source} WHERE gid = ? AND ts >= ? AND ts < ? ORDER BY ts", (gid, done, end))
+    insert = INSERT_MINUTE.replace("s60", target)
+    for ts, group in groupby(map(Minute._make, rows.fetchall()), key=lambda row: row.ts // step_s * step_s):
+        db.execute(insert, (gid, *summarize_minutes(ts, list(group))))
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -2,6 +2,7 @@
 
     python -m daemon.sampler --home DIR [--cpu-slots N] [--retry-s S]    sample until SIGTERM
     python -m daemon.sampler --inventory                                 print the GPUs as JSON
+    python -m daemon.sampler --checkup                                   and what may be wrong with them
 
 It is a process of its own so that a wedged driver takes nobody along: when `gpu-now.json` gets older than 5 s, its
 parent kills it and starts another. It dies with its parent, changes nothing on a GPU, and needs no privileges.
@@ -22,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 
-from daemon.driver import Driver, inventory
+from daemon.driver import Driver, checkup, inventory
 from daemon.kernel_log import KernelLog, KernelXid, bus_key
 from daemon.machine import Machine
 from daemon.recorder import Recorder
@@ -107,9 +108,9 @@ class Sampler:
             self._recorder.add(slot, sample)
 
     def _note_xids(self, now: float, at: float) -> None:
-        by_bus = {bus_key(card.gpu.bus_id): uuid for uuid, card in self._driver.cards.items() if card.gpu.bus_id}
         while not self._kernel_xids.empty():
             xid = self._kernel_xids.get()
+            by_bus = {bus_key(card.gpu.bus_id): uuid for uuid, card in self._driver.cards.items() if card.gpu.bus_id}
             if uuid := by_bus.get(xid.bus):
                 self._note_xid(now, at, uuid, "kernel", xid.code, xid.text, xid.pid)
         while not self._driver.xids.empty():
@@ -146,9 +147,9 @@ class Sampler:
 
     def _live(self, now: float) -> dict[str, object]:
         """What `gpu-now.json` says; as a file that is young, it is the heartbeat too."""
-        slots = {uuid: asdict(card.now()) for uuid, card in self._driver.cards.items()}
+        slots = {uuid: card.now().to_json() for uuid, card in self._driver.cards.items()}
         if self._machine:
-            slots |= {slot: asdict(self._machine.now(slot)) for slot in self._machine.slots}
+            slots |= {slot: self._machine.now(slot).to_json() for slot in self._machine.slots}
         return {
             "at": now,
             "pid": os.getpid(),
@@ -228,12 +229,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m daemon.sampler", description="Sample every GPU once a second.")
     parser.add_argument("--home", type=Path, help="folder of telemetry.sqlite and gpu-now.json")
     parser.add_argument("--inventory", action="store_true", help="print the GPUs as JSON and end")
+    parser.add_argument("--checkup", action="store_true", help="print what may be wrong with them as JSON and end")
     parser.add_argument("--cpu-slots", type=int, metavar="N", help="CPU slots to sample (default: 1 without a GPU)")
     parser.add_argument("--retry-s", type=float, default=30.0, metavar="S", help="when a lost GPU is asked again")
     parser.add_argument("--kernel-log", type=Path, metavar="FILE", help="instead of /dev/kmsg or the journal")
     parser.add_argument("--upgrade-check-s", type=float, default=UPGRADE_CHECK_S, metavar="S", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.inventory:
+    if options.checkup:
+        die_with_parent(signal.SIGTERM, os.getppid())
+        log = KernelLog(SimpleQueue(), path=options.kernel_log)
+        print(json.dumps({**checkup(), "kernel_log": log.source}))
+        log.end()
+    elif options.inventory:
         die_with_parent(signal.SIGTERM, os.getppid())
         print(json.dumps(asdict(inventory())))
     elif options.home:

@@ -125,6 +125,10 @@ class SlotNow:
     recovery_action: int | None = None  # NVML field 230; above 0 the driver asks for a reset or a reboot
     processes: tuple[GpuProcess, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """For `gpu-now.json`. Not `asdict`, which copies all the way down: that was the sampler's dearest call."""
+        return {**vars(self), "processes": [vars(process) for process in self.processes]}
+
 
 def database_path(home: Path) -> Path:
     return home / "telemetry.sqlite"
@@ -166,6 +170,40 @@ def summarize_minute(ts: int, rows: Sequence[Sample], previous: Sample | None) -
         _grown((a.energy_mj, b.energy_mj) for a, b in steps),
         *(_grown((a.throttled_ms[n], b.throttled_ms[n]) for a, b in steps) for n in range(len(THROTTLING))),
     )
+
+
+def summarize_minutes(ts: int, rows: Sequence[Minute]) -> Minute:
+    """A longer time's row from those of its parts."""
+    reasons = [row.reasons_or for row in rows if row.reasons_or is not None]
+    return Minute(
+        ts,
+        sum(row.n for row in rows),
+        _weighted((row.util_avg, row.n) for row in rows),
+        _most(row.util_max for row in rows),
+        _most(row.mem_max for row in rows),
+        _weighted((row.temp_avg, row.n) for row in rows),
+        _most(row.temp_max for row in rows),
+        _weighted((row.power_avg, row.n) for row in rows),
+        _most(row.power_max for row in rows),
+        _weighted((row.sm_avg, row.n) for row in rows),
+        _union(reasons) if reasons else None,
+        _sum(row.energy_mj for row in rows),
+        _sum(row.thr_power_ms for row in rows),
+        _sum(row.thr_sw_therm_ms for row in rows),
+        _sum(row.thr_hw_therm_ms for row in rows),
+        _sum(row.thr_brake_ms for row in rows),
+    )
+
+
+def _weighted(values: Iterable[tuple[float | None, int]]) -> float | None:
+    known = [(value, n) for value, n in values if value is not None]
+    weight = sum(n for _, n in known)
+    return round(sum(value * n for value, n in known) / weight, 1) if weight else None
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _grown(steps: Iterable[tuple[int | None, int | None]]) -> int | None:

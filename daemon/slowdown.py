@@ -26,15 +26,31 @@ class Slowed(NamedTuple):
 
 def slowed_s(readings: Sequence[Slowed], start: float, end: float) -> Mapping[str, float]:
     """Seconds by reason between start and end; a reason about which nothing is known is missing."""
-    total: dict[str, float] = {}
-    for a, b in pairwise(readings):
-        seconds = min(end, b.at) - max(start, a.at)
-        if seconds <= 0:
-            continue
-        for n, name in enumerate(THROTTLING):
-            if (slowed := _of_step(a, b, n, seconds)) is not None:
-                total[name] = total.get(name, 0.0) + slowed
-    return {name: round(seconds, 3) for name, seconds in total.items()}
+    steps = [(a, b, seconds) for a, b in pairwise(readings) if (seconds := min(end, b.at) - max(start, a.at)) > 0]
+    total = {}
+    for n, name in enumerate(THROTTLING):
+        known = _of_counter(steps, n)
+        if known is None:
+            each = [slowed for step in steps if (slowed := _of_step(*step[:2], n, step[2])) is not None]
+            known = sum(each) if each else None
+        if known is not None:
+            total[name] = round(known, 3)
+    return total
+
+
+def _of_counter(steps: Sequence[tuple[Slowed, Slowed, float]], n: int) -> float | None:
+    """From the counter at both ends alone, where it was read each time and never went back: nearly always."""
+    if not steps:
+        return None
+    values = [a.counters_ms[n] for a, _, _ in steps] + [steps[-1][1].counters_ms[n]]
+    counts = [value for value in values if value is not None]
+    passed_ms = (steps[-1][1].at - steps[0][0].at) * 1000
+    if len(counts) < len(values) or sorted(counts) != counts or counts[-1] - counts[0] > passed_ms:
+        return None
+    if len(steps) == 1:
+        return _of_step(*steps[0][:2], n, steps[0][2])
+    edges = [_of_step(*step[:2], n, step[2]) or 0.0 for step in (steps[0], steps[-1])]
+    return sum(edges) + (counts[-2] - counts[1]) / 1000
 
 
 def _of_step(a: Slowed, b: Slowed, n: int, seconds: float) -> float | None:

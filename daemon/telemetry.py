@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 #: A sampler silent this long hangs or is gone.
 STALE_S = 5.0
-#: Longer series are read in minutes.
-RAW_UP_TO_S = 7200.0
+#: Where a series is read, in what units, and for up to how long: never more than about 9,000 rows.
+TIERS = (("recent", 1, 7200.0), ("s60", 60, 4 * 86_400.0), ("s600", 600, 60 * 86_400.0), ("s3600", 3600, math.inf))
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,12 @@ def series(home: Path, slot: str, start: float, end: float, points: int = 600) -
     Keys: at, utilization_mean, utilization_max, memory_max_bytes, temperature_mean_c, temperature_max_c, power_mean_w,
     power_max_w, sm_clock_mean_hz.
     """
-    rows = _rows(home, RAW_SERIES, 1, slot, start, end, points) if end - start <= RAW_UP_TO_S else []
-    # What is older than the raw samples are kept is left in minutes.
-    return [_point(row) for row in rows or _rows(home, MINUTE_SERIES, 60, slot, start, end, points)]
+    tiers = [tier for tier in TIERS if end - start <= tier[2]] or [TIERS[-1]]
+    rows: list[tuple[Any, ...]] = []
+    for table, unit_s, _ in tiers[:2]:  # what is older than the raw samples are kept is left in minutes
+        statement = RAW_SERIES if table == "recent" else MINUTE_SERIES.format(table=table, last=unit_s - 1)
+        rows = rows or _rows(home, statement, unit_s, slot, start, end, points)
+    return [_point(row) for row in rows]
 
 
 def summarize(
@@ -230,9 +233,9 @@ SELECT min(ts), sum(util_avg * n) / sum(iif(util_avg IS NULL, NULL, n)), max(uti
     sum(temp_avg * n) / sum(iif(temp_avg IS NULL, NULL, n)), max(temp_max),
     sum(power_avg * n) / sum(iif(power_avg IS NULL, NULL, n)), max(power_max),
     sum(sm_avg * n) / sum(iif(sm_avg IS NULL, NULL, n))
-FROM s60
-WHERE gid = :gid AND ts >= :start - 59 AND ts < :end
-GROUP BY (ts + 59 - :start) / :step ORDER BY ts
+FROM {table}
+WHERE gid = :gid AND ts >= :start - {last} AND ts < :end
+GROUP BY (ts + {last} - :start) / :step ORDER BY ts
 """
 INSERT_TAIL = f"INSERT INTO tail VALUES (?{', ?' * len(Sample._fields)})"  # noqa: S608 - of our own names
 EVENTS = """

@@ -1,5 +1,6 @@
 """`overnight doctor`: what this machine lacks to be a rig or to reach one, each with its fix. Changes nothing."""
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import json
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Any
 import click
 
 from api.cli import config, output
+from api.cli.checks import FAIL, OK, WARN, Check
+from api.cli.doctor_gpus import check_gpus
 from api.cli.rig_commands import ROOT, child_environment, missing_packages, rig_fix
 from api.cli.session import FAILED
 from api.client import ApiProblem, Client, RigUnreachable
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_PYTHON = (3, 11)
 LAPTOP_PACKAGES = ("click", "rich", "httpx", "pydantic")
 FREE_WARN_BYTES, FREE_FAIL_BYTES = 20_000_000_000, 2_000_000_000
@@ -32,16 +34,8 @@ FREE_WARN_BYTES, FREE_FAIL_BYTES = 20_000_000_000, 2_000_000_000
 SOCKET_NAME, MAX_SOCKET_PATH_BYTES = "redis/q.sock", 107
 SKEW_WARN_S = 5.0
 CHILD_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Check:
-    """What was found, and what to do about it."""
-
-    level: str
-    name: str
-    message: str
-    fix: str = ""
+#: adjtimex's answer when nobody keeps the clock.
+CLOCK_UNSYNCHRONISED = 5
 
 
 @dataclass(frozen=True)
@@ -90,8 +84,10 @@ def checks(machine: Machine) -> Iterator[Check]:
     yield python()
     yield packages(machine)
     if machine.is_rig:
-        for look in (ours, disk, home, token_file, socket_path, redis_server, port, gpus):
+        for look in (ours, disk, home, token_file, socket_path, redis_server, port):
             yield look(machine)
+        yield clock()
+        yield from gpus()
     yield from api(machine)
 
 
@@ -228,31 +224,37 @@ def port(machine: Machine) -> Check:
     return Check(OK, "port", f"{number} is free")
 
 
-def gpus(machine: Machine) -> Check:
+def gpus() -> Iterator[Check]:
     """Ask NVML in a process of its own: a wedged driver must not hang us."""
-    child = _child(["-m", "daemon.sampler", "--inventory"])
+    child = _child(["-m", "daemon.sampler", "--checkup"])
     try:
-        inventory: dict[str, Any] = json.loads(child.stdout)
+        found: dict[str, Any] = json.loads(child.stdout)
     except ValueError:
         last = (child.stderr.strip().splitlines() or ["it did not answer in time"])[-1]
-        return Check(
-            FAIL,
-            "gpus",
-            f"the driver could not be asked: {last}",
-            "Look at nvidia-smi and dmesg; a reboot mends a wedged driver.",
-        )
-    names = [gpu["name"] for gpu in inventory.get("gpus", [])]
-    problem = inventory.get("problem")
-    if names and not problem:
-        return Check(OK, "gpus", f"{len(names)}: {', '.join(sorted(set(names)))}")
-    if names:
-        return Check(WARN, "gpus", f"{len(names)} of them answer; {problem}", "Look at nvidia-smi.")
-    return Check(
-        WARN,
-        "gpus",
-        f"none, so jobs run on CPU slots ({problem or 'no NVIDIA driver'})",
-        "Install the NVIDIA driver, if there is a GPU.",
-    )
+        yield Check(FAIL, "gpus", f"the driver could not be asked: {last}", "Look at nvidia-smi and dmesg; a reboot mends a wedged driver.")  # fmt: skip
+        return
+    yield from check_gpus(found)
+
+
+def clock() -> Check:
+    """Whether the kernel's clock is kept by somebody (NTP, chrony, PTP): the kernel knows itself."""
+    try:
+        synchronised = _clock_state() != CLOCK_UNSYNCHRONISED
+    except (OSError, AttributeError):  # no Linux
+        return Check(OK, "clock", "whether it is kept right cannot be told here")
+    if synchronised:
+        return Check(OK, "clock", "kept right by time synchronisation")
+    return Check(WARN, "clock", "nobody keeps it right", "Turn on time synchronisation (timedatectl set-ntp true): windows and reports go by the clock.")  # fmt: skip
+
+
+def _clock_state() -> int:
+    """adjtimex(2): 5 (TIME_ERROR) says that the clock is not synchronised. Changes nothing with modes = 0."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(256)  # struct timex, 208 bytes on 64 bits; its first member is `modes`
+    state = int(libc.adjtimex(buffer))
+    if state < 0:
+        raise OSError(ctypes.get_errno(), "adjtimex")
+    return state
 
 
 def api(machine: Machine) -> Iterator[Check]:
@@ -274,12 +276,23 @@ def api(machine: Machine) -> Iterator[Check]:
     try:
         with Client(url, machine.access.token.text) as client:
             client.rig()
+            slots = client.gpus()
         yield Check(OK, "login", f"the token is known ({machine.access.token.origin})")
+        yield from _out_of_service(slots)
     except ApiProblem as problem:
         fix = "On the rig, `overnight token` says where its token is; put it into OVERNIGHT_TOKEN."
         yield Check(FAIL, "login", f"the token is refused ({machine.access.token.origin}; HTTP {problem.status})", fix)
     except RigUnreachable as error:
         yield Check(FAIL, "login", str(error), "Look at the daemon's log.")
+
+
+def _out_of_service(slots: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
+    """GPUs that had a fault, as the rig knows them."""
+    for slot in slots:
+        if held := slot.get("quarantine"):
+            fix = f"`overnight gpus check {slot['index']}` tries it, `overnight gpus release {slot['index']}` puts it back."
+            text = f"out of service since {output.clock(held['since'])}: {held['reason']}"
+            yield Check(WARN, f"gpu {slot['index']}", text, fix)
 
 
 def _clock(date: str, now: float) -> Check:

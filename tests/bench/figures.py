@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 #: How a series is shown, by its unit: factor and decimals.
-SHOWN = {"ms": (1e3, 1), "s": (1.0, 2), "MiB": (1 / 2**20, 1)}
+SHOWN = {"ms": (1e3, 1), "ms of CPU": (1e3, 1), "s": (1.0, 2), "MiB": (1 / 2**20, 1)}
 
 
 @dataclass

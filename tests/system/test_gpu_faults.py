@@ -14,8 +14,8 @@ from until import until
 
 from api.cli import overnight
 from daemon import process_tree, quarantine, telemetry
+from daemon.explain import explain
 from daemon.facts import Ledger
-from daemon.plan import explain
 from daemon.telemetry import GpuEvent
 from jobs.model import State
 from jobs.rundir import read_json

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from daemon import telemetry
 from daemon.energy import Reading, tally
-from daemon.recorder import PRUNING, Recorder
-from daemon.samples import STATES, Identity, Sample, SlotNow, database_path, now_path, publish
+from daemon.recorder import INSERT_MINUTE, PRUNING, Recorder
+from daemon.samples import STATES, Identity, Sample, SlotNow, database_path, now_path, publish, summarize_minute
 from daemon.telemetry import events, latest, series, summarize
 
 T0 = 1_800_000_000  # a whole minute
@@ -220,6 +220,24 @@ def test_a_minute_has_the_time_throttled_in_it(tmp_path: Path) -> None:
             recorder.save(now=T0 + second)
     rows = recorder._database.execute("SELECT thr_power_ms, thr_sw_therm_ms, thr_hw_therm_ms, reasons_or FROM s60")
     assert rows.fetchall() == [(29_500, 0, None, 4), (30_000, 0, None, 4)]
+
+
+def test_ten_minutes_and_hours_are_made_of_minutes_and_lose_nothing(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.know(Identity(GPU, "NVIDIA GeForce RTX 3090"))
+    recorder.save(now=T0)
+    db = recorder._database
+    for n in range(150):  # two and a half hours of minutes, as an earlier version has left them
+        minute = summarize_minute(T0 + 60 * n, [sample(60 * n, util=n % 100)], None)
+        db.execute(INSERT_MINUTE, (1, *minute._replace(energy_mj=1000)))
+    recorder.add(GPU, sample(150 * 60))
+    recorder.save(now=T0 + 151 * 60)
+    for table, rows in (("s600", 15), ("s3600", 2)):
+        found = db.execute(f"SELECT count(*), sum(n), max(util_max) FROM {table}").fetchone()
+        assert found == (rows, rows * {"s600": 10, "s3600": 60}[table], 99)
+    assert db.execute("SELECT util_avg, energy_mj, ts FROM s600 LIMIT 1").fetchone() == (4.5, 10_000, T0)
+    points = series(tmp_path, GPU, T0 - 30 * 86_400, T0 + 86_400, 600)
+    assert sum(point["at"] >= T0 for point in points) == len(points) > 0
 
 
 def test_a_minute_that_a_killed_sampler_began_is_summarised_by_the_next(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""What watching costs: the sampler on eight GPUs of the fake driver, and a night's telemetry as 600 points."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from figures import Figures
+from quiet import _cpu_s, _pss_bytes
+from rig import BenchFailed, short_folder
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from fake_nvml.fakenvml import FakeNvml, build
+from until import until
+
+from daemon import telemetry
+from daemon.recorder import Recorder
+from daemon.samples import Identity, Minute, Sample
+
+GPUS = 8
+NIGHT_S, YEAR_MINUTES = 12 * 3600, 365 * 1440
+END = 1_800_000_000
+#: One night raw for eight GPUs, and a year in minutes for one.
+RANGES = {"10 minutes": 600, "2 hours": 7_200, "a night": NIGHT_S, "a week": 7 * 86_400, "a year": 365 * 86_400}
+
+
+def sampler(*, quick: bool) -> Iterator[Figures]:
+    """The sampler through the binding, eight busy GPUs with two processes each: CPU, memory, driver calls, rounds."""
+    seconds = 15 if quick else 60
+    share, memory, calls = Figures("% of a core"), Figures("MiB"), Figures("calls per GPU-second")
+    with short_folder() as home:
+        fake = FakeNvml.create(home, build(home), ["3090"] * GPUS)
+        for index in range(GPUS):
+            fake.busy(index)
+            fake.processes(index, [(os.getpid(), 8 << 30, "C"), (1, 200 << 20, "CG")])
+        argv = [sys.executable, "-m", "daemon.sampler", "--home", str(home)]
+        process = subprocess.Popen(argv, env=fake.env(), stderr=subprocess.DEVNULL)
+        try:
+            until(lambda: telemetry.latest(home, now=time.time()).at, within_s=30)
+            time.sleep(5)
+            for _ in range(3 if quick else 5):
+                used_s, began, asked = _cpu_s(process.pid), time.monotonic(), _asked(fake)
+                time.sleep(seconds / (3 if quick else 5))
+                wall_s = time.monotonic() - began
+                share.add("sampler, 8 GPUs", (_cpu_s(process.pid) - used_s) / wall_s * 100)
+                calls.add("driver calls", (_asked(fake) - asked) / GPUS / wall_s)
+            memory.add("sampler, 8 GPUs (PSS)", _pss_bytes(process.pid))
+            if fake.calls("PcieThroughput"):
+                raise BenchFailed("the call that blocks for 20 ms was made")
+        finally:
+            process.terminate()
+            process.wait(10)
+    yield from (share, memory, calls)
+
+
+def history(*, quick: bool) -> Iterator[Figures]:
+    """Any range as at most about 600 points, one GPU: a night of eight GPUs raw (345,600 rows), a year in minutes."""
+    figures, cpu, sizes = Figures("ms"), Figures("ms of CPU"), Figures("MiB")
+    with short_folder() as home:
+        _fill(home, nights=1 if quick else 3)
+        sizes.add("telemetry.sqlite", (home / "telemetry.sqlite").stat().st_size)
+        for _ in range(5 if quick else 20):
+            for name, seconds in RANGES.items():
+                began, used = time.perf_counter(), time.process_time()
+                points = telemetry.series(home, "GPU-0", END - seconds, END, 600)
+                figures.add(f"{name} as points", time.perf_counter() - began)
+                cpu.add(f"{name} as points", time.process_time() - used)
+                if not 300 <= len(points) <= 1200:
+                    raise BenchFailed(f"{name}: {len(points)} points")
+            began, used = time.perf_counter(), time.process_time()
+            telemetry.summarize(home, ["GPU-0"], END - 7_200, END)
+            figures.add("summary of a job of 2 hours", time.perf_counter() - began)
+            cpu.add("summary of a job of 2 hours", time.process_time() - used)
+    yield from (figures, cpu, sizes)
+
+
+def _asked(fake: FakeNvml) -> int:
+    calls = fake.all_calls()
+    return sum(calls.values()) - calls["EventWait"]  # waiting for events asks no GPU
+
+
+def _fill(home: Path, nights: int) -> None:
+    recorder = Recorder(home)
+    for number in range(GPUS):
+        recorder.know(Identity(f"GPU-{number}", "NVIDIA GeForce RTX 3090"))
+    recorder.save(now=END - NIGHT_S * nights)
+    database = recorder._database
+    sample = Sample(0, 97, 45, 21_000, 71, None, 345_000, 348_000, 350_000, 10**9, 1695, 9751, 4, 2, 68, 0, 5, 0, 0, 0)
+    minute = Minute(0, 60, 97.0, 99, 21_000, 70.5, 72, 344_000.0, 349_000, 1690.0, 4, 20_000_000, 30_000, 0, 0, 0)
+    places = ", ".join("?" * (len(Sample._fields) + 1))
+    minutes = ", ".join("?" * (len(Minute._fields) + 1))
+    database.execute("BEGIN")
+    for number in range(1, GPUS + 1):
+        rows = ((number, *sample._replace(ts=ts)) for ts in range(END - NIGHT_S * nights, END))
+        database.executemany(f"INSERT OR REPLACE INTO s VALUES ({places})", rows)
+    for table, step_s in (("s60", 60), ("s600", 600), ("s3600", 3600)):
+        ages = ((1, *minute._replace(ts=END - step_s * n)) for n in range(1, YEAR_MINUTES * 60 // step_s))
+        database.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({minutes})", ages)
+    database.execute("COMMIT")
+    recorder.close()
