@@ -71,7 +71,7 @@ def admit(
         raise InvalidSpec(list(seen.errors))
     facts, unknown = gather(spec, seen.paths, seen.reports)
     fit = judge(spec, facts, unknown, memories=memories, learned=learned)
-    if wrong := refusal(spec, fit) or _disk(fit.estimate.disk_bytes, settings):
+    if wrong := refusal(spec, fit) or disk_refusal(fit.estimate.disk_bytes, settings):
         raise InvalidSpec([wrong])
     return Admitted(spec=spec, outlook=fit.outlook)
 
@@ -217,7 +217,7 @@ def _rows(spec: Spec, name: str, paths: Mapping[str, str], reports: dict[str, Da
         reports[name] = found
 
 
-def _disk(needs_bytes: int | None, settings: Settings) -> FieldError | None:
+def disk_refusal(needs_bytes: int | None, settings: Settings) -> FieldError | None:
     """Checkpoints that have no room. While the queue is held for a full disk, space must be made anyway: only the disk's size counts."""
     try:
         disk = shutil.disk_usage(settings.home)

@@ -137,7 +137,7 @@ def _counted(folder: Path) -> tuple[int, int, tuple[Linear, ...]]:
                 found.setdefault(LAYER_NUMBER.sub("0", path), []).append((shape[1], shape[0]))
     if not 0 < parameters < MAX_PARAMETERS:
         raise NoFacts("its safetensors files hold no weights")
-    return parameters, bits, tuple(_linear(path, shapes) for path, shapes in found.items())
+    return parameters, bits, tuple(_linear(path, shapes) for path, shapes in sorted(found.items()))
 
 
 def _linear(path: str, shapes: list[tuple[int, int]]) -> Linear:

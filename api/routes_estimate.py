@@ -1,0 +1,172 @@
+"""What a job would need and take, before it is submitted. Stores nothing."""
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from api.context import Context, Rig
+from api.problems import documented
+from api.rig_views import largest, memories_of
+from api.routes_jobs import EVERYBODY, Body, body_of
+from api.submission import is_elsewhere
+from daemon.admission import Examined, disk_refusal, examine
+from daemon.fit import Fit, fits, gather, gib, judge, refusal
+from daemon.rig import Slot
+from daemon.store import new_job
+from jobs.data import DataReport
+from jobs.estimate import Facts, estimate
+from jobs.fitting import Change
+from jobs.spec import INPUT_REFERENCE, InvalidSpec, Spec, dump, parse
+
+Count = Annotated[int | None, Query(ge=1, le=2**50)]
+
+router = APIRouter(prefix="/api/v1", tags=["jobs"])
+
+
+class GpuFit(BaseModel):
+    """A slot of this queue, and whether the job would fit; null when nobody knows."""
+
+    id: str
+    rig: str
+    name: str
+    memory_bytes: int
+    fits: bool | None
+    #: Seconds that it would take there.
+    time_s: float | None
+
+
+class ChangeView(BaseModel):
+    """Fields that would make it fit. `changes_meaning`: the result would be another one."""
+
+    fields: dict[str, Any]
+    vram_bytes: int
+    changes_meaning: bool
+
+    @classmethod
+    def of(cls, change: Change) -> Self:
+        return cls(fields=dict(change.fields), vram_bytes=change.vram_bytes, changes_meaning=change.changes_meaning)
+
+
+class EstimateView(BaseModel):
+    """What a job would need on each GPU and take. `unknown` says why a field is null."""
+
+    fits: bool | None
+    message: str | None
+    vram_bytes: int | None
+    source: str | None
+    parts: dict[str, int]
+    rows: int | None
+    steps: int | None
+    tokens: int | None
+    disk_bytes: int | None
+    time_s: float | None
+    energy_j: float | None
+    unknown: dict[str, str]
+    gpus: list[GpuFit]
+    would_fit: list[ChangeView]
+    warnings: list[str]
+
+
+@router.post(
+    "/estimate",
+    operation_id="estimateJob",
+    responses=documented(*EVERYBODY, 400, 413, 415, 422),
+    openapi_extra=body_of("JobDocument"),
+)
+def estimate_job(rig: Rig, body: Body, rows: Count = None, text_bytes: Count = None, longest_bytes: Count = None) -> EstimateView:  # fmt: skip
+    """Memory, time and energy that a job would need, whether it fits, and what would.
+
+    A data file need not be uploaded for it: `rows`, `text_bytes` (of all rows) and `longest_bytes` (of the longest) describe it.
+    """
+    spec = parse(body)
+    seen = _examined(spec, rig)
+    reports = dict(seen.reports)
+    if rows is not None and "data" not in reports:
+        all_bytes = text_bytes or 0
+        longest = longest_bytes if longest_bytes is not None else all_bytes
+        reports["data"] = DataReport(rows=rows, shape="text", sha256="", text_bytes=all_bytes, longest_bytes=longest)
+    facts, unknown = gather(spec, seen.paths, reports)
+    if unknown and facts.model is not None and facts.data is None:
+        unknown = "its data is not on the rig yet"
+    fit = judge(spec, facts, unknown, memories=memories_of(rig.store.rigs()), learned=rig.learned)
+    return _view(spec, facts, fit, rig)
+
+
+def _examined(spec: Spec, rig: Context) -> Examined:
+    """Paths and rows. Raises InvalidSpec for what is wrong, but for files that are still to be uploaded."""
+    seen = examine(
+        spec,
+        rig.settings,
+        slots=largest(rig.store.rigs()),
+        known_jobs=rig.store.get_many,
+        uploaded_elsewhere=lambda digest: is_elsewhere(digest, rig),
+    )
+    if wrong := [error for error in seen.errors if not _is_to_come(spec, error.field, rig)]:
+        raise InvalidSpec(wrong)
+    return seen
+
+
+def _is_to_come(spec: Spec, field: str, rig: Context) -> bool:
+    match = INPUT_REFERENCE.fullmatch(str(getattr(spec, field, "")))
+    return match is not None and not (rig.settings.inputs / match[1]).exists()
+
+
+def _view(spec: Spec, facts: Facts, fit: Fit, rig: Context) -> EstimateView:
+    slots = [
+        (name, Slot.from_json(record)) for name, facts in rig.store.rigs().items() for record in facts.get("slots", ())
+    ]
+    job = new_job(spec, 1, rig.now(), fit.outlook)
+    gpus = [
+        _gpu(name, slot, fit, rig.history.expected_s(job, _card(slot)) if rig.history else None) for name, slot in slots
+    ]
+    times = [gpu.time_s for gpu in gpus if gpu.fits is not False and gpu.time_s is not None]
+    problem = refusal(spec, fit) or disk_refusal(fit.estimate.disk_bytes, rig.settings)
+    made = fit.estimate
+    return EstimateView(
+        fits=False if problem else fit.fits,
+        message=problem.message if problem else None,
+        vram_bytes=fit.vram_bytes,
+        source=fit.source,
+        parts={str(part): size for part, size in made.parts.items()},
+        rows=made.rows,
+        steps=made.steps,
+        tokens=made.tokens,
+        disk_bytes=made.disk_bytes,
+        time_s=min(times, default=None),
+        energy_j=None,
+        unknown=_unknown(fit, bool(times)),
+        gpus=gpus,
+        would_fit=[ChangeView.of(change) for change in fit.changes],
+        warnings=_warnings(spec, facts, [slot for _, slot in slots]),
+    )
+
+
+def _gpu(rig: str, slot: Slot, fit: Fit, time_s: float | None) -> GpuFit:
+    has_room = None if fit.vram_bytes is None else fits(fit.vram_bytes, slot.memory_bytes)
+    return GpuFit(id=slot.id, rig=rig, name=slot.name, memory_bytes=slot.memory_bytes, fits=has_room, time_s=time_s)
+
+
+def _card(slot: Slot) -> str:
+    """What decides how fast it is, as the history names it."""
+    return slot.name if slot.is_gpu else "CPU"
+
+
+def _unknown(fit: Fit, knows_time: bool) -> Mapping[str, str]:
+    why = {"vram_bytes": fit.unknown} if fit.unknown else {}
+    if not knows_time:
+        why["time_s"] = "no job like it has ended on this rig yet"
+    return {**why, "energy_j": "no job like it has been measured yet"}
+
+
+def _warnings(spec: Spec, facts: Facts, slots: list[Slot]) -> list[str]:
+    """On CPU slots nothing is refused: the machine's memory is shared, and may swap."""
+    if not slots or any(slot.is_gpu for slot in slots):
+        return []
+    needs = estimate(dump(spec), facts, on_gpu=False).vram_bytes
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needs is None or needs <= there:
+        return []
+    return [f"On a CPU slot it needs about {gib(needs)} of the machine's memory, which has {gib(there)}."]
