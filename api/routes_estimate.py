@@ -13,8 +13,10 @@ from api.rig_views import largest, memories_of
 from api.routes_jobs import EVERYBODY, Body, body_of
 from api.submission import is_elsewhere
 from daemon.admission import Examined, disk_refusal, examine
-from daemon.fit import Fit, fits, gather, gib, judge, refusal
+from daemon.fit import Fit, gather, judge, refusal
+from daemon.placement import fits
 from daemon.rig import Slot
+from daemon.situation import gib
 from daemon.store import new_job
 from jobs.data import DataReport
 from jobs.estimate import Facts, estimate

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from daemon import known_files
+from daemon.placement import VRAM_RESERVE_BYTES, fits
+from daemon.situation import gib
 from jobs.data import DataReport
 from jobs.estimate import Estimate, Facts, Outlook, estimate
 from jobs.fitting import Change, what_fits
 from jobs.model_facts import ModelFacts
 from jobs.spec import CommandSpec, FieldError, FinetuneSpec, Spec, dump
 
-#: Left to the driver and the desktop beside what a job says it needs.
-VRAM_RESERVE_BYTES = 512 << 20
 GIB = 2**30
 
 #: What earlier runs of the same shape have needed; None when there were none.
@@ -47,11 +47,6 @@ class Fit:
     def outlook(self) -> Outlook:
         """For the job's record."""
         return Outlook(vram_bytes=self.vram_bytes, estimate=self.estimate.record)
-
-
-def fits(vram_bytes: int, memory_bytes: int) -> bool:
-    """Whether a GPU has room for it. One whose memory nobody knows has, and so has a CPU slot."""
-    return not memory_bytes or vram_bytes + VRAM_RESERVE_BYTES <= memory_bytes
 
 
 def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataReport]) -> tuple[Facts, str]:
@@ -119,11 +114,6 @@ def refusal(spec: Spec, fit: Fit) -> FieldError | None:
 def words(change: Change) -> str:
     """A change as its owner would write it."""
     return " and ".join(f"{name} = {_value(value)}" for name, value in change.fields.items())
-
-
-def gib(count: float) -> str:
-    """Bytes as GiB, to one decimal where there is one."""
-    return f"{round(count / GIB, 1):g} GiB"
 
 
 def largest(memories: Sequence[Sequence[int]], gpus: int) -> int | None:

@@ -26,7 +26,7 @@ CACHE_GAPS = 0.10
 #: On a CPU: Python with torch, transformers, PEFT and TRL loaded (measured: 531 MiB), and its allocator.
 CPU_OVERHEAD_BYTES = round(0.6 * 2**30)
 #: The tile of logits that TRL's fused loss computes at once (trl.kernels.chunked_logprob); without a GPU it makes copies of it.
-TILE_TOKENS, TILE_VOCABULARY, TILE_COPIES_ON_CPU = 4096, 32768, 7
+TILE_TOKENS, TILE_VOCABULARY, TILE_COPIES_ON_CPU = 4096, 32768, 8
 #: English has four bytes or more to a token, code and other scripts about three: fewer for memory, the usual for counting.
 FEWEST_BYTES_PER_TOKEN, USUAL_BYTES_PER_TOKEN = 3, 4
 #: What a chat template adds to a row: roles, turns, and often a system prompt of its own.
