@@ -31,20 +31,16 @@ def ask(session: Session, document: Mapping[str, Any], reports: Mapping[str, Dat
 
 
 def show(session: Session, view: Mapping[str, Any]) -> None:
-    """A table of what it needs, where it fits, and what would."""
-    for line in _lines(view):
-        session.say(output.clean_line(line) if not line.startswith("  ") else "  " + output.clean_line(line))
-    if view["parts"] and view["source"] == "estimated":
-        for line in _parts(view["parts"]).splitlines():
-            session.say("  " + line)
-    for line in _verdict(view):
-        session.say(output.clean_line(line))
+    """What it needs and of what, where it fits, and what would."""
+    parts = _parts(view["parts"]) if view["source"] == "estimated" else []
+    for line in (*_lines(view), *parts, *_verdict(view)):
+        session.say(line)
 
 
 def _lines(view: Mapping[str, Any]) -> Iterator[str]:
     counts = [
-        f"{view['steps']} steps" if view["steps"] is not None else "",
-        f"{view['rows']} rows" if view["rows"] is not None else "",
+        _count(view["steps"], "step"),
+        _count(view["rows"], "row"),
         f"about {view['tokens']} tokens" if view["tokens"] is not None else "",
         f"checkpoints up to {output.size(view['disk_bytes'])}" if view["disk_bytes"] is not None else "",
     ]
@@ -72,9 +68,14 @@ def _verdict(view: Mapping[str, Any]) -> Iterator[str]:
     yield from view["warnings"]
 
 
-def _parts(parts: Mapping[str, int]) -> str:
-    rows = [(PARTS.get(name, name), f"{size / GIB:8.2f} GiB") for name, size in parts.items() if size]
-    return output.table(("PART", "    NEEDS"), rows)
+def _parts(parts: Mapping[str, int]) -> list[str]:
+    return [
+        f"  {output.clean_line(PARTS.get(name, name)):<16}{size / GIB:8.2f} GiB" for name, size in parts.items() if size
+    ]
+
+
+def _count(number: int | None, word: str) -> str:
+    return "" if number is None else f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def gib(count: float) -> str:
