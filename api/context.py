@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
@@ -21,16 +21,6 @@ from jobs.spec import Spec
 WORKER = "worker "
 
 
-class Learned(Protocol):
-    """What earlier jobs tell of the next one (daemon.history)."""
-
-    def expected_s(self, job: Job, slot_name: str = "") -> float | None:
-        """Seconds that it will take on such a card."""
-
-    def peak_vram_bytes(self, job: Job) -> int | None:
-        """Memory that it will need on one GPU."""
-
-
 @dataclass(frozen=True)
 class Context:
     """The rig as the API sees it."""
@@ -46,12 +36,10 @@ class Context:
     tables: Tables
     #: Another rig asks: the answer is about this one only.
     asked_by_rig: bool = False
-    #: What earlier jobs took.
-    history: Learned | None = None
 
     def learned(self, spec: Spec) -> int | None:
         """Memory that earlier runs of the same shape have needed on one GPU."""
-        return self.history.peak_vram_bytes(new_job(spec, 1, self.now())) if self.history else None
+        return self.ledger.history.peak_vram_bytes(new_job(spec, 1, self.now()))
 
     def require_here(self, job: Job) -> None:
         """Return when the job's run folder is here. Raises HeldElsewhere: the call is handed on to the rig that has it."""

@@ -1,7 +1,6 @@
 """What a job would need and take, before it is submitted. Stores nothing."""
 
 import os
-from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query
@@ -13,7 +12,9 @@ from api.rig_views import largest, memories_of
 from api.routes_jobs import EVERYBODY, Body, body_of
 from api.submission import is_elsewhere
 from daemon.admission import Examined, disk_refusal, examine
+from daemon.facts import card
 from daemon.fit import Fit, gather, judge, refusal
+from daemon.history import History
 from daemon.placement import fits
 from daemon.rig import Slot
 from daemon.situation import gib
@@ -21,6 +22,7 @@ from daemon.store import new_job
 from jobs.data import DataReport
 from jobs.estimate import Facts, estimate
 from jobs.fitting import Change
+from jobs.model import Job
 from jobs.spec import INPUT_REFERENCE, InvalidSpec, Spec, dump, parse
 
 Count = Annotated[int | None, Query(ge=1, le=2**50)]
@@ -29,15 +31,15 @@ router = APIRouter(prefix="/api/v1", tags=["jobs"])
 
 
 class GpuFit(BaseModel):
-    """A slot of this queue, and whether the job would fit; null when nobody knows."""
+    """A slot of this queue, whether the job would fit, and what it would take there; null when nobody knows."""
 
     id: str
     rig: str
     name: str
     memory_bytes: int
     fits: bool | None
-    #: Seconds that it would take there.
     time_s: float | None
+    energy_j: float | None
 
 
 class ChangeView(BaseModel):
@@ -84,6 +86,7 @@ def estimate_job(rig: Rig, body: Body, rows: Count = None, text_bytes: Count = N
     A data file need not be uploaded for it: `rows`, `text_bytes` (of all rows) and `longest_bytes` (of the longest) describe it.
     """
     spec = parse(body)
+    rig.ledger.refresh()  # what earlier jobs needed and took
     seen = _examined(spec, rig)
     reports = dict(seen.reports)
     if rows is not None and "data" not in reports:
@@ -121,10 +124,9 @@ def _view(spec: Spec, facts: Facts, fit: Fit, rig: Context) -> EstimateView:
         (name, Slot.from_json(record)) for name, facts in rig.store.rigs().items() for record in facts.get("slots", ())
     ]
     job = new_job(spec, 1, rig.now(), fit.outlook)
-    gpus = [
-        _gpu(name, slot, fit, rig.history.expected_s(job, _card(slot)) if rig.history else None) for name, slot in slots
-    ]
-    times = [gpu.time_s for gpu in gpus if gpu.fits is not False and gpu.time_s is not None]
+    gpus = [_gpu(name, slot, fit, job, rig.ledger.history) for name, slot in slots]
+    possible = [gpu for gpu in gpus if gpu.fits is not False and gpu.time_s is not None]
+    best = min(possible, key=lambda gpu: gpu.time_s or 0.0, default=None)
     problem = refusal(spec, fit) or disk_refusal(fit.estimate.disk_bytes, rig.settings)
     made = fit.estimate
     return EstimateView(
@@ -137,30 +139,34 @@ def _view(spec: Spec, facts: Facts, fit: Fit, rig: Context) -> EstimateView:
         steps=made.steps,
         tokens=made.tokens,
         disk_bytes=made.disk_bytes,
-        time_s=min(times, default=None),
-        energy_j=None,
-        unknown=_unknown(fit, bool(times)),
+        time_s=best.time_s if best else None,
+        energy_j=best.energy_j if best else None,
+        unknown=_unknown(fit, best),
         gpus=gpus,
         would_fit=[ChangeView.of(change) for change in fit.changes],
         warnings=_warnings(spec, facts, [slot for _, slot in slots]),
     )
 
 
-def _gpu(rig: str, slot: Slot, fit: Fit, time_s: float | None) -> GpuFit:
-    has_room = None if fit.vram_bytes is None else fits(fit.vram_bytes, slot.memory_bytes)
-    return GpuFit(id=slot.id, rig=rig, name=slot.name, memory_bytes=slot.memory_bytes, fits=has_room, time_s=time_s)
+def _gpu(rig: str, slot: Slot, fit: Fit, job: Job, history: History) -> GpuFit:
+    return GpuFit(
+        id=slot.id,
+        rig=rig,
+        name=slot.name,
+        memory_bytes=slot.memory_bytes,
+        fits=None if fit.vram_bytes is None else fits(fit.vram_bytes, slot.memory_bytes),
+        time_s=history.expected_s(job, card(slot)),
+        energy_j=history.expected_j(job, card(slot)),
+    )
 
 
-def _card(slot: Slot) -> str:
-    """What decides how fast it is, as the history names it."""
-    return slot.name if slot.is_gpu else "CPU"
-
-
-def _unknown(fit: Fit, knows_time: bool) -> Mapping[str, str]:
-    why = {"vram_bytes": fit.unknown} if fit.unknown else {}
-    if not knows_time:
-        why["time_s"] = "no job like it has ended on this rig yet"
-    return {**why, "energy_j": "no job like it has been measured yet"}
+def _unknown(fit: Fit, best: GpuFit | None) -> dict[str, str]:
+    why = {
+        "vram_bytes": fit.unknown if fit.vram_bytes is None else "",
+        "time_s": "" if best else "no job like it has ended on this queue yet",
+        "energy_j": "" if best and best.energy_j is not None else "no job like it has had its energy measured yet",
+    }
+    return {name: words for name, words in why.items() if words}
 
 
 def _warnings(spec: Spec, facts: Facts, slots: list[Slot]) -> list[str]:

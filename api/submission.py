@@ -39,6 +39,7 @@ def checked(batch: BatchRead, rig: Context) -> list[Admitted]:
     Raises InvalidSpec, with fields as the body names them.
     """
     specs = parsed(batch)
+    rig.ledger.refresh()  # what earlier jobs needed
     rigs, known = rig.store.rigs(), _known_jobs(specs, rig)
     # with several rigs each one's own word counts; this rig speaks for itself
     takers = {rig.settings.rig: rigs.get(rig.settings.rig, {})} if rig.elsewhere.shared else rigs
@@ -178,6 +179,7 @@ def would_wait_because(admitted: Sequence[Admitted], facts: Facts) -> list[str |
 def glimpsed(batch: BatchRead, rig: Context) -> list[Admitted]:
     """The documents as specs with what can be known of them, whether or not a rig can take them. Raises InvalidSpec."""
     specs = parsed(batch)
+    rig.ledger.refresh()
     known = _known_jobs(specs, rig)
     return [
         glance(
@@ -195,7 +197,8 @@ def supposed(admitted: Sequence[Admitted], facts: Facts) -> list[Job]:
     """The records that these would get, were they submitted now."""
     first = max((int(job_id) for job_id in facts.jobs), default=0) + 1
     return [
-        new_job(numbered(each.spec, first), number, facts.now, each.outlook) for number, each in enumerate(admitted, first)
+        new_job(numbered(each.spec, first), number, facts.now, each.outlook)
+        for number, each in enumerate(admitted, first)
     ]
 
 

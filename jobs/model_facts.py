@@ -5,6 +5,7 @@ A safetensors file begins with 8 bytes (the header's length, little-endian) and 
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
+#: Files that the size depends on.
+TELLING = (".safetensors", "config.json", "index.json")
 MAX_CONFIG_BYTES = 1 << 20
 #: Headers of the largest known models have a few MB; the format itself allows 100.
 MAX_HEADER_BYTES = 32 << 20
@@ -117,11 +120,11 @@ def weight_files(folder: Path) -> list[Path]:
 def identity(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
     """What changes when the model does: its files, by number, size and time. Empty when the folder cannot be read."""
     try:
-        files = [*folder.glob("*config.json"), *folder.glob("*.safetensors")]
-        facts = [(file.name, file.stat()) for file in sorted(files)[:MAX_FILES]]
+        with os.scandir(folder) as entries:
+            found = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(TELLING)]
     except OSError:
         return ()
-    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in facts)
+    return tuple(sorted((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found))
 
 
 def _counted(folder: Path) -> tuple[int, int, tuple[Linear, ...]]:

@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from live_api import COMMAND
+from live_api import COMMAND, NOW
 from model_folders import LLAMA_3_8B, LLAMA_32_1B, write_header, write_model
 from starlette.testclient import TestClient
 
@@ -16,7 +15,7 @@ from daemon import admission, fit, known_files
 from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.store import Store
-from jobs.model import Job, State
+from jobs.model import End, Job, Outcome, State
 from jobs.rundir import run_dir
 
 JOBS, ESTIMATE = "/api/v1/jobs", "/api/v1/estimate"
@@ -219,47 +218,41 @@ def test_files_are_read_once_for_a_whole_sweep(
 # -- learned ----------------------------------------------------------------------------------------------------------------
 
 
-class Told:
-    """A history that knows one figure."""
-
-    def __init__(self, peak_bytes: int | None, took_s: float | None = None):
-        self.peak_bytes, self.took_s = peak_bytes, took_s
-
-    def peak_vram_bytes(self, job: Job) -> int | None:
-        return self.peak_bytes
-
-    def expected_s(self, job: Job, slot_name: str = "") -> float | None:
-        return self.took_s
-
-
 @pytest.fixture
-def told(app: FastAPI) -> Callable[..., None]:
-    """Makes the rig remember earlier runs."""
+def ran(client: TestClient, store: Store, rigs: Rigs) -> Callable[..., None]:
+    """Somebody ran this document on a large GPU, and this is what it used."""
 
-    def tell(*figures: Any) -> None:
-        app.state.context = replace(app.state.context, history=Told(*figures))
+    def run(document: Mapping[str, Any], took_s: float = 60.0, **usage: float) -> None:
+        rigs(rig=(200,))
+        job_id = client.post(JOBS, json=document).json()["id"]
+        offered = store.offer(job_id, rig="rig", slots=("GPU-0",), epoch=store.new_epoch("rig"), now=NOW)
+        store.claim(job_id, fence=offered.fence, owner="test", now=NOW, lease_s=60)
+        outcome = Outcome(end=End.SUCCEEDED, usage=usage)
+        store.finish(job_id, fence=offered.fence, outcome=outcome, now=NOW + took_s)
 
-    return tell
+    return run
 
 
 def test_what_earlier_runs_needed_outweighs_the_estimate_but_not_a_declaration(
-    client: TestClient, store: Store, rigs: Rigs, models: Path, told: Callable[..., None]
+    client: TestClient, store: Store, rigs: Rigs, models: Path, ran: Callable[..., None]
 ) -> None:
+    ran(tune(), peak_vram_bytes=23 * GIB)
+    ran(tune(gradient_checkpointing=True), peak_vram_bytes=24 * GIB)
     rigs(rig=(24,))
-    told(23 * GIB)
-    assert client.post(JOBS, json=tune()).status_code == 201  # the estimate says 48
-    assert store.get("1").vram_bytes == 23 * GIB
-    told(24 * GIB)
+
+    again = client.post(JOBS, json=tune(learning_rate=1e-5))  # the estimate says 48
+    assert again.status_code == 201
+    assert store.get(again.json()["id"]).vram_bytes == 23 * GIB
     message = refused(client, tune(gradient_checkpointing=True))["per_device_train_batch_size"]
     assert message.startswith("needed 24 GiB in earlier runs")
-    assert client.post(JOBS, json=tune(vram_gib=20)).status_code == 201
+    assert client.post(JOBS, json=tune(gradient_checkpointing=True, vram_gib=20)).status_code == 201
 
 
 def test_a_need_above_the_estimate_scales_what_would_fit(
-    client: TestClient, rigs: Rigs, models: Path, told: Callable[..., None]
+    client: TestClient, rigs: Rigs, models: Path, ran: Callable[..., None]
 ) -> None:
+    ran(tune(gradient_checkpointing=True), peak_vram_bytes=100 * GIB)
     rigs(rig=(24,))
-    told(100 * GIB)
 
     assert client.post(ESTIMATE, json=tune(gradient_checkpointing=True)).json()["would_fit"] == []
 
@@ -348,15 +341,13 @@ def test_what_nobody_knows_is_said(client: TestClient, rigs: Rigs, models: Path)
     assert [gpu["fits"] for gpu in hub["gpus"]] == [None]
 
 
-def test_time_is_told_from_earlier_runs(
-    client: TestClient, rigs: Rigs, models: Path, told: Callable[..., None]
-) -> None:
-    rigs(rig=(80,))
-    told(None, 3600.0)
-    view = client.post(ESTIMATE, json=tune()).json()
+def test_time_and_energy_are_told_from_earlier_runs(client: TestClient, models: Path, ran: Callable[..., None]) -> None:
+    ran(tune(num_train_epochs=2), took_s=3600.0, energy_j=720_000.0)
+    view = client.post(ESTIMATE, json=tune(num_train_epochs=4)).json()
 
-    assert view["time_s"] == 3600.0
-    assert "time_s" not in view["unknown"]
+    assert view["time_s"] == pytest.approx(7200, rel=0.05)  # twice the steps
+    assert view["energy_j"] == pytest.approx(200 * view["time_s"])
+    assert view["unknown"] == {}
 
 
 def test_a_job_that_is_too_large_for_the_machine_is_warned_about_on_a_cpu_slot(
