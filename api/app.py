@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from api import (
     page,
     routes_acts,
+    routes_estimate,
     routes_events,
     routes_inputs,
     routes_jobs,
@@ -89,6 +90,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     for routes in (
         routes_jobs,
         routes_sweeps,
+        routes_estimate,
         routes_runs,
         routes_events,
         routes_inputs,

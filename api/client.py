@@ -87,6 +87,10 @@ class Client:
         """`{"jobs": [...]}` or `{"base": {...}, "sweep": {...}}`: all or none."""
         return self._submit("/jobs/batch", body, key, dry_run)
 
+    def estimate(self, document: Mapping[str, Any], **facts: int) -> Json:
+        """What a job would need, and whether it fits. Facts of data that is not uploaded: rows, text_bytes, longest_bytes."""
+        return self._json("POST", "/estimate", json=dict(document), params=facts)
+
     def jobs(self, **filters: Any) -> Json:
         """One page, newest first: `{"jobs": [...], "next": cursor or None}`. Filters: state, kind, tag, q, order, limit, cursor."""
         return self._json("GET", "/jobs", params={k: v for k, v in filters.items() if v is not None})

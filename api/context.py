@@ -13,8 +13,9 @@ from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.plan import Facts
 from daemon.settings import Settings
-from daemon.store import Store
+from daemon.store import Store, new_job
 from jobs.model import Job
+from jobs.spec import Spec
 
 #: How the supervisor names a slot's worker (daemon.loop).
 WORKER = "worker "
@@ -35,6 +36,10 @@ class Context:
     tables: Tables
     #: Another rig asks: the answer is about this one only.
     asked_by_rig: bool = False
+
+    def learned(self, spec: Spec) -> int | None:
+        """Memory that earlier runs of the same shape have needed on one GPU."""
+        return self.ledger.history.peak_vram_bytes(new_job(spec, 1, self.now()))
 
     def require_here(self, job: Job) -> None:
         """Return when the job's run folder is here. Raises HeldElsewhere: the call is handed on to the rig that has it."""

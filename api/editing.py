@@ -8,10 +8,11 @@ from api.context import Context
 from api.problems import ApiError
 from api.submission import checked, one
 from api.views import revision_of
+from daemon.admission import Admitted
 from daemon.order import Place, parse_place
 from daemon.store import new_job
 from jobs.model import InvalidTransition, Job, State, dependency
-from jobs.spec import FieldError, InvalidSpec, Spec, dump, parse
+from jobs.spec import FieldError, InvalidSpec, dump, parse
 
 #: Of a document, these are the record's own; a change of one changes the record too.
 FACTS = ("name", "tags", "priority", "gpus", "not_before", "window", "max_runtime_s", "max_attempts")
@@ -45,9 +46,9 @@ def edit(job_id: str, body: object, rig: Context, *, revision: str | None = None
         refuse_unless_waiting(before)
         if revision is not None and revision != revision_of(before):
             raise ApiError(412, f"Job {job_id} has been changed since you looked at it. Look again, then change it.")
-        spec = _changed_spec(before, changes.fields, rig) if changes.fields else None
+        admitted = _changed_spec(before, changes.fields, rig) if changes.fields else None
         try:
-            return rig.store.arrange([job_id], lambda job: _edited(job, before, spec, changes), changes.place)[0]  # noqa: B023 - called before the next turn
+            return rig.store.arrange([job_id], lambda job: _edited(job, before, admitted, changes), changes.place)[0]  # noqa: B023 - called before the next turn
         except _ChangedMeanwhile:
             continue
     raise InvalidTransition(f"job {job_id} is being changed by others all the time; try again in a moment")
@@ -127,16 +128,16 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18
 
 
-def _changed_spec(job: Job, fields: Mapping[str, Any], rig: Context) -> Spec:
+def _changed_spec(job: Job, fields: Mapping[str, Any], rig: Context) -> Admitted:
     if "kind" in fields and fields["kind"] != job.kind:
         raise InvalidSpec([FieldError("kind", "cannot be changed: submit a new job")])
     document = merged(job.spec, fields)
     if set(fields) <= ALWAYS_FINE:
-        return parse(document)
-    [spec] = checked(one(document), rig)
-    if job.id in _ancestors([dependency(text)[0] for text in spec.dependencies], rig):
+        return Admitted(spec=parse(document))
+    [admitted] = checked(one(document), rig)
+    if job.id in _ancestors([dependency(text)[0] for text in admitted.spec.dependencies], rig):
         raise InvalidSpec([FieldError("after", f"job {job.id} would wait for itself")])
-    return spec
+    return admitted
 
 
 def merged(document: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def _ancestors(parents: Sequence[str], rig: Context) -> set[str]:
     return seen
 
 
-def _edited(job: Job, before: Job, spec: Spec | None, changes: Changes) -> Job:
+def _edited(job: Job, before: Job, admitted: Admitted | None, changes: Changes) -> Job:
     """The step: what was checked is put into the record, when the record is still the one that was checked."""
     refuse_unless_waiting(job)
     if job.held != before.held:
@@ -176,13 +177,14 @@ def _with(job: Job, before: Job, spec: Spec | None, changes: Changes) -> Job:
     if job.spec != before.spec:
         raise _ChangedMeanwhile
     record: dict[str, Any] = {} if changes.held is None else {"held": changes.held}
-    if spec is not None:
-        record |= _record_changes(job, spec, changes.fields)
+    if admitted is not None:
+        record |= _record_changes(job, admitted, changes.fields)
     return job.edited(**record)
 
 
-def _record_changes(job: Job, spec: Spec, fields: Mapping[str, Any]) -> dict[str, Any]:
-    fresh = new_job(spec, int(job.id), job.created_at)
+def _record_changes(job: Job, admitted: Admitted, fields: Mapping[str, Any]) -> dict[str, Any]:
+    spec = admitted.spec
+    fresh = new_job(spec, int(job.id), job.created_at, admitted.outlook)
     changes: dict[str, Any] = {name: getattr(spec, name) for name in FACTS if name in fields}
     if "name" in changes:
         changes["name"] = fresh.name

@@ -109,7 +109,12 @@ def sweep_fragment(rig: Rig, sweep_id: str) -> Response:
 @router.get("/login")
 def login_page(rig: Rig, next: Short = "/") -> Response:
     """The form for the token. A link with a code is redeemed by the script."""
-    return _page("login.html", rig, next=next if NEXT.fullmatch(next) else "/")
+    return login_form(rig, next)
+
+
+def login_form(rig: Context, next: str, *, wrong: str = "", status: int = 200) -> HTMLResponse:
+    """The same, with what was wrong the last time."""
+    return _page("login.html", rig, status, next=next if NEXT.fullmatch(next) else "/", wrong=wrong)
 
 
 @router.get("/static/{name}")

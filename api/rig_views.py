@@ -119,3 +119,8 @@ def occupied(jobs: Mapping[str, Job]) -> dict[tuple[str, str], Job]:
 def largest(rigs: Mapping[str, Mapping[str, Sequence[Any]]]) -> int:
     """How many slots the largest rig has; 0 when none has told yet."""
     return max((len(facts.get("slots", ())) for facts in rigs.values()), default=0)
+
+
+def memories_of(rigs: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[list[int]]:
+    """Bytes of memory of each rig's slots; 0 for a CPU slot."""
+    return [[int(slot.get("memory_bytes") or 0) for slot in facts.get("slots", ())] for facts in rigs.values()]

@@ -70,9 +70,9 @@ def body_of(schema: str) -> dict[str, Any]:
 def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -> Response:
     """Submit one job."""
     if dry_run:
-        [spec] = checked(one(body), rig)
-        [reason] = would_wait_because([spec], rig.facts())
-        return _json(Trial(job=dump(spec), would_wait_because=reason))
+        [admitted] = checked(one(body), rig)
+        [reason] = would_wait_because([admitted], rig.facts())
+        return _json(Trial(job=dump(admitted.spec), would_wait_because=reason))
     done = submit(one(body), body, rig, key=key)
     job = JobView.of(done.jobs[0], rig.facts())
     if done.replayed:
@@ -92,9 +92,9 @@ def submit_batch(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False)
     """Submit many jobs, which may name each other, or a sweep: all or none."""
     documents = batch_of(body, csv_reader(rig.settings.inputs))
     if dry_run:
-        specs = checked(documents, rig)
-        reasons = would_wait_because(specs, rig.facts())
-        trials = [Trial(job=dump(s), would_wait_because=r) for s, r in zip(specs, reasons, strict=True)]
+        admitted = checked(documents, rig)
+        reasons = would_wait_because(admitted, rig.facts())
+        trials = [Trial(job=dump(a.spec), would_wait_because=r) for a, r in zip(admitted, reasons, strict=True)]
         return _json(TrialBatch(jobs=trials))
     done = submit(documents, body, rig, key=key)
     facts = rig.facts()

@@ -11,9 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from api.auth import COOKIE, NEXT, SESSION_TTL_S, Keys
 from api.context import Rig
 from api.documents import FORM_TYPE, json_body, parse_form
+from api.page import login_form
 from api.problems import ApiError, documented
 
 WRONG = "This code or token opens nothing. Codes work once, for 10 minutes; `overnight token` makes a new one."
+TOO_MANY = "Too many wrong logins from this address. Wait a minute."
 
 router = APIRouter()
 
@@ -43,15 +45,24 @@ async def log_in(request: Request, rig: Rig) -> Response:
     is_form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM_TYPE
     shown = parse_form(await request.body()) if is_form else _texts(await json_body(request))
     if not await run_in_threadpool(_opens, shown, rig.keys):
-        if rig.throttle.fail(request.client.host if request.client else ""):
-            raise ApiError(429, "Too many wrong logins from this address.", headers={"Retry-After": "60"})
-        raise ApiError(401, WRONG)
+        return _refused(request, rig, shown.get("next", "/") if is_form else None)
     wanted = shown.get("next", "/")
     target = wanted if NEXT.fullmatch(wanted) else "/"
     answer: Response = RedirectResponse(target, 303) if is_form else JSONResponse({"next": target})
     is_https = request.url.scheme == "https"
     session = rig.keys.new_session()
     answer.set_cookie(COOKIE, session, max_age=SESSION_TTL_S, httponly=True, samesite="lax", secure=is_https)
+    return answer
+
+
+def _refused(request: Request, rig: Rig, wanted: str | None) -> Response:
+    """A problem for the script; for a form (`wanted`: where it was to lead) the form again, with a sentence."""
+    too_many = rig.throttle.fail(request.client.host if request.client else "")
+    status, words, headers = (429, TOO_MANY, {"Retry-After": "60"}) if too_many else (401, WRONG, {})
+    if wanted is None:
+        raise ApiError(status, words, headers=headers)
+    answer = login_form(rig, wanted, wrong=words, status=status)
+    answer.headers.update(headers)
     return answer
 
 

@@ -13,7 +13,7 @@ from api.documents import batch_of, csv_reader, json_body
 from api.plan_views import PlannedJob, PlanView
 from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY, KnownJob
-from api.submission import one, parsed, supposed
+from api.submission import glimpsed, one, supposed
 from daemon.facts import card
 from daemon.forecast import Forecast, forecast, give_way
 from daemon.plan import Facts
@@ -47,9 +47,9 @@ def what_if(rig: Rig, body: Annotated[Any, Depends(json_body)], by: By = None, l
     """The same with one more job, or a batch of them, at the end of the queue. Nothing is stored."""
     is_one = isinstance(body, dict) and "kind" in body
     batch = one(body) if is_one else batch_of(body, csv_reader(rig.settings.inputs))
-    specs = parsed(batch)
+    glimpses = glimpsed(batch, rig)
     facts = rig.facts()
-    jobs = supposed(specs, facts)
+    jobs = supposed(glimpses, facts)
     then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
     expected_s = rig.ledger.expected_s(facts.now, then.jobs, [each.slot for each in facts.slots])
     return _view(rig, replace(then, expected_s=expected_s), by, limit, [job.id for job in jobs])

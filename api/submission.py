@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from api.context import Context
 from api.documents import BatchRead, hash_of
 from api.problems import ApiError
-from api.rig_views import largest
-from daemon.admission import admit
+from api.rig_views import largest, memories_of
+from daemon.admission import Admitted, admit, glance
 from daemon.explain import explain
 from daemon.plan import Facts
 from daemon.store import new_job
@@ -33,41 +33,45 @@ def parsed(batch: BatchRead) -> list[Spec]:
     return _each(batch, batch.documents, parse)
 
 
-def checked(batch: BatchRead, rig: Context) -> list[Spec]:
-    """The documents as specs that this rig, or another one of its queue, can take.
+def checked(batch: BatchRead, rig: Context) -> list[Admitted]:
+    """The documents as specs that this rig, or another one of its queue, can take, with what is known of them.
 
     Raises InvalidSpec, with fields as the body names them.
     """
     specs = parsed(batch)
+    rig.ledger.refresh()  # what earlier jobs needed
     rigs, known = rig.store.rigs(), _known_jobs(specs, rig)
     # with several rigs each one's own word counts; this rig speaks for itself
-    slots = largest({rig.settings.rig: rigs.get(rig.settings.rig, {})} if rig.elsewhere.shared else rigs)
+    takers = {rig.settings.rig: rigs.get(rig.settings.rig, {})} if rig.elsewhere.shared else rigs
+    slots, memories = largest(takers), memories_of(takers)
     asks_others = not rig.asked_by_rig and len(rigs) > 1
     unfit: dict[int, InvalidSpec] = {}
 
-    def take(spec: Spec) -> None:
+    def take(spec: Spec) -> Admitted:
         _for_this_rig(spec, rig)
-        admit(
+        return admit(
             spec,
             rig.settings,
             slots=slots,
             known_jobs=known,
-            uploaded_elsewhere=lambda digest: _is_elsewhere(digest, rig),
+            uploaded_elsewhere=lambda digest: is_elsewhere(digest, rig),
+            memories=memories,
+            learned=rig.learned,
         )
 
-    def take_or_ask(numbered_spec: tuple[int, Spec]) -> None:
+    def take_or_ask(numbered_spec: tuple[int, Spec]) -> Admitted:
         number, spec = numbered_spec
         try:
-            take(spec)
+            return take(spec)
         except InvalidSpec as error:
             unfit[number] = error
+            return Admitted(spec=spec)
 
-    if asks_others:
-        _each(batch, list(enumerate(specs)), take_or_ask)
-        _refuse_unfit_everywhere(unfit, batch, rig)
-    else:
-        _each(batch, specs, take)
-    return specs
+    if not asks_others:
+        return _each(batch, specs, take)
+    found = _each(batch, list(enumerate(specs)), take_or_ask)
+    _refuse_unfit_everywhere(unfit, batch, rig)
+    return found
 
 
 def _for_this_rig(spec: Spec, rig: Context) -> None:
@@ -78,7 +82,8 @@ def _for_this_rig(spec: Spec, rig: Context) -> None:
         )
 
 
-def _is_elsewhere(digest: str, rig: Context) -> bool:
+def is_elsewhere(digest: str, rig: Context) -> bool:
+    """Whether another rig of the queue has this upload."""
     if rig.asked_by_rig or not rig.elsewhere.shared:
         return rig.elsewhere.shared  # whether the file exists, the rig has looked that asks
     return bool(rig.store.rigs_with_input(digest, rig.store.rigs()))
@@ -150,25 +155,51 @@ def submit(batch: BatchRead, body: object, rig: Context, *, key: str | None) -> 
     body_hash = hash_of(body)
     if key is not None and (known := rig.store.repeated(key, body_hash)) is not None:
         return Submitted(_still_there(known), True)
-    specs = checked(batch, rig)
+    admitted = checked(batch, rig)
     sweep, points = (batch.sweep.facts, batch.sweep.points) if batch.sweep else (None, ())
     jobs, replayed = rig.store.submit(
-        specs, now=rig.now(), repeat_key=key, body_hash=body_hash, sweep=sweep, points=points
+        [each.spec for each in admitted],
+        now=rig.now(),
+        repeat_key=key,
+        body_hash=body_hash,
+        sweep=sweep,
+        points=points,
+        outlooks=[each.outlook for each in admitted],
     )
     return Submitted(_still_there(jobs), replayed)
 
 
-def would_wait_because(specs: Sequence[Spec], facts: Facts) -> list[str | None]:
+def would_wait_because(admitted: Sequence[Admitted], facts: Facts) -> list[str | None]:
     """Why each of these jobs would wait, were it submitted now."""
-    jobs = supposed(specs, facts)
+    jobs = supposed(admitted, facts)
     then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
     return [explain(then, job) for job in jobs]
 
 
-def supposed(specs: Sequence[Spec], facts: Facts) -> list[Job]:
+def glimpsed(batch: BatchRead, rig: Context) -> list[Admitted]:
+    """The documents as specs with what can be known of them, whether or not a rig can take them. Raises InvalidSpec."""
+    specs = parsed(batch)
+    rig.ledger.refresh()
+    known = _known_jobs(specs, rig)
+    return [
+        glance(
+            spec,
+            rig.settings,
+            known_jobs=known,
+            uploaded_elsewhere=lambda digest: is_elsewhere(digest, rig),
+            learned=rig.learned,
+        )
+        for spec in specs
+    ]
+
+
+def supposed(admitted: Sequence[Admitted], facts: Facts) -> list[Job]:
     """The records that these would get, were they submitted now."""
     first = max((int(job_id) for job_id in facts.jobs), default=0) + 1
-    return [new_job(numbered(spec, first), number, facts.now) for number, spec in enumerate(specs, first)]
+    return [
+        new_job(numbered(each.spec, first), number, facts.now, each.outlook)
+        for number, each in enumerate(admitted, first)
+    ]
 
 
 def _still_there(jobs: list[Job]) -> list[Job]:

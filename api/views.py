@@ -140,6 +140,8 @@ class JobView(JobSummary):
     position: int | None
     revision: str
     gpus: int
+    vram_bytes: int | None
+    estimate: dict[str, float]
     held: bool
     after: list[str]
     not_before: datetime | None
@@ -170,6 +172,8 @@ class JobView(JobSummary):
             position=facts.place.get(job.id),
             revision=revision_of(job),
             gpus=job.gpus,
+            vram_bytes=job.vram_bytes,
+            estimate=dict(job.estimate),
             held=job.held,
             after=list(job.after),
             not_before=moment_or_none(job.not_before),

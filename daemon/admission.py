@@ -7,16 +7,21 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from daemon import known_files
+from daemon.fit import Learned, gather, judge, refusal
 from daemon.places import Places, Refused
 from daemon.settings import Settings
-from jobs import data
+from jobs.data import DataReport
+from jobs.estimate import UNKNOWN, Outlook
 from jobs.model import Job, State, dependency
 from jobs.spec import (  # fmt: skip
     HUB_ID,
+    JOB_REFERENCE,
     RECIPES,
     CommandSpec,
     FieldError,
@@ -29,6 +34,23 @@ from jobs.spec import (  # fmt: skip
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """A document that the rig can take, and what was learned of it on the way."""
+
+    spec: Spec
+    outlook: Outlook = UNKNOWN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """Where a document's names lead, what its data holds, and everything that is wrong with it."""
+
+    paths: Mapping[str, str]
+    reports: Mapping[str, DataReport]
+    errors: Sequence[FieldError]
+
+
 def admit(
     spec: Spec,
     settings: Settings,
@@ -36,11 +58,47 @@ def admit(
     slots: int,
     known_jobs: Callable[[Sequence[str]], Mapping[str, Job]],
     uploaded_elsewhere: Callable[[str], bool] = lambda digest: False,
-) -> None:
-    """Return when the rig can take the job. Raises InvalidSpec with every wrong field.
+    memories: Sequence[Sequence[int]] = (),
+    learned: Learned = lambda spec: None,
+) -> Admitted:
+    """The document with what is known of it, when the rig can take the job. Raises InvalidSpec with every wrong field.
 
-    `slots`: how many GPUs (or CPU slots) the largest rig has; 0 before any has said so.
+    `slots`: how many GPUs (or CPU slots) the largest rig has; 0 before any has said so. `memories`: bytes of each rig's
+    slots. `learned`: what earlier runs of the same shape needed; it counts more than an estimate, less than a declaration.
     """
+    seen = examine(spec, settings, slots=slots, known_jobs=known_jobs, uploaded_elsewhere=uploaded_elsewhere)
+    if seen.errors:
+        raise InvalidSpec(list(seen.errors))
+    facts, unknown = gather(spec, seen.paths, seen.reports)
+    fit = judge(spec, facts, unknown, memories=memories, learned=learned)
+    if wrong := refusal(spec, fit) or disk_refusal(fit.estimate.disk_bytes, settings):
+        raise InvalidSpec([wrong])
+    return Admitted(spec=spec, outlook=fit.outlook)
+
+
+def glance(
+    spec: Spec,
+    settings: Settings,
+    *,
+    known_jobs: Callable[[Sequence[str]], Mapping[str, Job]],
+    uploaded_elsewhere: Callable[[str], bool] = lambda digest: False,
+    learned: Learned = lambda spec: None,
+) -> Admitted:
+    """The document with what can be known of it, whether or not a rig can take it."""
+    seen = examine(spec, settings, slots=0, known_jobs=known_jobs, uploaded_elsewhere=uploaded_elsewhere)
+    facts, unknown = gather(spec, seen.paths, seen.reports)
+    return Admitted(spec=spec, outlook=judge(spec, facts, unknown, learned=learned).outlook)
+
+
+def examine(
+    spec: Spec,
+    settings: Settings,
+    *,
+    slots: int,
+    known_jobs: Callable[[Sequence[str]], Mapping[str, Job]],
+    uploaded_elsewhere: Callable[[str], bool] = lambda digest: False,
+) -> Examined:
+    """Everything about a document but whether it fits."""
     parents = [dependency(text) for text in spec.dependencies]
     known = dict(known_jobs([job_id for job_id, _ in parents])) if parents else {}
 
@@ -50,6 +108,7 @@ def admit(
 
     places = Places(settings, settings.runs, find, uploaded_elsewhere)
     paths, errors = places.locate(dump(spec))
+    reports: dict[str, DataReport] = {}
     checks: list[tuple[str, Callable[[], None]]] = [
         ("gpus", partial(_gpus, spec, slots)),
         ("after", partial(_after, spec.after, known)),
@@ -61,14 +120,15 @@ def admit(
         ]
     else:
         checks += [("trust_remote_code", partial(_remote_code, spec, settings, places))]
-        checks += [(name, partial(_rows, spec.kind, paths[name])) for name in ("data", "eval_data") if name in paths]
+        checks += [
+            (name, partial(_rows, spec, name, paths, reports)) for name in ("data", "eval_data") if name in paths
+        ]
     for name, check in checks:
         try:
             check()
-        except Refused as refusal:
-            errors.append(FieldError(name, str(refusal)))
-    if errors:
-        raise InvalidSpec(errors)
+        except Refused as refused:
+            errors.append(FieldError(name, str(refused)))
+    return Examined(paths=paths, reports=reports, errors=errors)
 
 
 def missing_here(
@@ -144,27 +204,35 @@ def _remote_code(spec: FinetuneSpec | GenerateSpec, settings: Settings, places: 
         raise Refused(f"{name} is not listed in the rig's allow_remote_code, so its own code may not run")
 
 
-def _rows(kind: str, path: str) -> None:
+def _rows(spec: Spec, name: str, paths: Mapping[str, str], reports: dict[str, DataReport]) -> None:
+    if spec.kind == "finetune" and (match := JOB_REFERENCE.fullmatch(str(getattr(spec, name)))):
+        raise Refused(
+            f"job {match[1]} writes its answers as `text` beside each prompt, and a fine-tune learns from `completion`, "
+            "`messages` or `text` alone: make such a file of generations.jsonl (a command can do it) and name that"
+        )
+    found = known_files.rows(spec.kind, paths[name])
+    if isinstance(found, str):
+        raise Refused(found)
+    if found is not None:
+        reports[name] = found
+
+
+def disk_refusal(needs_bytes: int | None, settings: Settings) -> FieldError | None:
+    """Checkpoints that have no room. While the queue is held for a full disk, space must be made anyway: only the disk's size counts."""
     try:
-        facts = Path(path).stat()
+        disk = shutil.disk_usage(settings.home)
     except FileNotFoundError:
-        return  # another job's result that is still to come
-    wrong = _wrong_rows(kind, path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-    if wrong:
-        raise Refused(wrong)
-
-
-@lru_cache(maxsize=256)
-def _wrong_rows(kind: str, path: str, _inode: int, _size_bytes: int, _changed_ns: int) -> str | None:
-    """What is wrong with a file's rows; read once, though a sweep names it a hundred times."""
-    check = data.check_training if kind == "finetune" else data.check_prompts
-    try:
-        check(Path(path))
-    except data.InvalidData as error:
-        return str(error)
-    except OSError as error:
-        return f"cannot be read by the rig ({error.strerror})"
-    return None
+        return None
+    floor = settings.disk_floor_bytes
+    room = disk.free - floor if disk.free >= floor else disk.total - floor
+    if needs_bytes is None or room <= 0 or needs_bytes <= room:
+        return None
+    kept = f"{floor / 1e9:.1f} GB are kept free"
+    return FieldError(
+        "",
+        f"its checkpoints need up to {needs_bytes / 1e9:.1f} GB, and the rig's disk has room for {room / 1e9:.1f} GB ({kept}): "
+        "delete runs that you no longer need, or learn less (a smaller lora.r)",
+    )
 
 
 def _program(spec: CommandSpec, paths: Mapping[str, str]) -> None:

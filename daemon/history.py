@@ -42,6 +42,7 @@ class Ran:
     duration_s: float
     steps: float | None = None
     peak_vram_bytes: int | None = None
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class History:
         if job.state is not State.SUCCEEDED or job.id in self._learned or not job.attempts:
             return
         _remember(self._learned, job.id, 2 * KEPT_SHAPES)
-        ran = Ran(job.id, duration_s(job), steps_of(job), _peak_bytes(job.attempts))
+        ran = Ran(job.id, duration_s(job), steps_of(job), _peak_bytes(job.attempts), _energy_j(job))
         name = card(job.attempts[-1].slots[0])
         for shape in (*shapes(job), *(_on(shape, name) for shape in shapes(job))):
             self._ran[shape] = (*self._ran.pop(shape, ()), ran)[-KEPT_PER_SHAPE:]
@@ -93,6 +94,15 @@ class History:
         """Seconds that a waiting job will still take: the median of the most specific shape, less what it has done."""
         expected = self.expected(job, slot_name)
         return None if expected is None else expected.median_s * (1.0 - done_fraction(job))
+
+    def expected_j(self, job: Job, slot_name: str = "") -> float | None:
+        """Energy that the whole job takes: its expected time at the power that those like it have drawn."""
+        for shape in shapes(job):
+            for key in (_on(shape, slot_name), shape) if slot_name else (shape,):
+                ran = self._ran.get(key, ())
+                if watts := [each.energy_j / each.duration_s for each in ran if each.energy_j and each.duration_s]:
+                    return statistics.median(watts) * self._tell(key, ran, steps_of(job)).median_s
+        return None
 
     def rest_s(self, job: Job, now: float, slot_name: str = "") -> float | None:
         """Seconds that a running job has left, by its own word, else by those before it. Never negative."""
@@ -211,8 +221,18 @@ def done_fraction(job: Job) -> float:
 
 def duration_s(job: Job) -> float:
     """Seconds from start to end without interruptions: what runs that it resumed from had done counts, what failed does not."""
-    runs = [run for run in job.attempts if run.end is End.SUCCEEDED or (resumes(job) and run.end is End.INTERRUPTED)]
-    return sum(_ran_s(run) for run in runs)
+    return sum(_ran_s(run) for run in _useful(job))
+
+
+def _useful(job: Job) -> list[Attempt]:
+    """The runs whose work is in the result."""
+    return [run for run in job.attempts if run.end is End.SUCCEEDED or (resumes(job) and run.end is End.INTERRUPTED)]
+
+
+def _energy_j(job: Job) -> float | None:
+    """Energy of those runs; None when it was not measured for all of them."""
+    measured = [float(run.usage.get("energy_j") or 0.0) for run in _useful(job)]
+    return sum(measured) if measured and all(measured) else None
 
 
 def _expect(ran: list[Ran], steps: float | None) -> Expected:

@@ -43,6 +43,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from daemon import order
+from jobs.estimate import UNKNOWN, Outlook
 from jobs.model import InvalidTransition, Job, Outcome, Progress, State, Wish, WishKind, priority_of, rank_of
 from jobs.pipeline import numbered
 from jobs.spec import Spec, dump
@@ -181,10 +182,12 @@ class Store:
         body_hash: str = "",
         sweep: SweepFacts | None = None,
         points: Sequence[Mapping[str, Any]] = (),
+        outlooks: Sequence[Outlook] = (),
     ) -> tuple[list[Job], bool]:
         """Put jobs into the queue: all of them, or none. Returns them, and whether they are a repeat's.
 
         Specs may name each other by provisional numbers (jobs.pipeline). With `sweep` they are one, each at its point.
+        `outlooks`: what admission has learned of each; none, or as many as specs.
         Raises RepeatedDifferently. When this returns, Redis has written them to disk (`appendfsync always`).
         """
         # without a key of the caller's, one of our own: a transaction whose reply was lost is run again
@@ -197,7 +200,8 @@ class Store:
                     raise RepeatedDifferently(repeat_key)
                 return self._fetch(known["ids"]), True
             first = int(cast(bytes, pipe.get(SEQ)) or 0) + 1
-            jobs = [new_job(numbered(spec, first), number, now) for number, spec in enumerate(specs, first)]
+            pairs = enumerate(zip(specs, outlooks or [UNKNOWN] * len(specs), strict=True), first)
+            jobs = [new_job(numbered(spec, first), number, now, outlook) for number, (spec, outlook) in pairs]
             if sweep is not None:
                 jobs = [_member(job, str(first), sweep, point) for job, point in zip(jobs, points, strict=True)]
             pipe.multi()
@@ -878,7 +882,7 @@ def parse_event(event_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
     return Event(_text(event_id), texts["type"], texts["job"], json.loads(texts["data"]))
 
 
-def new_job(spec: Spec, number: int, now: float) -> Job:
+def new_job(spec: Spec, number: int, now: float, outlook: Outlook = UNKNOWN) -> Job:
     """The record of a job that was just accepted."""
     name = spec.name or (f"{spec.kind} {spec.argv[0]}" if spec.kind == "command" else f"{spec.kind} {spec.model}")
     return Job(
@@ -891,7 +895,8 @@ def new_job(spec: Spec, number: int, now: float) -> Job:
         tags=spec.tags,
         priority=spec.priority,
         gpus=spec.gpus,
-        vram_bytes=round(spec.vram_gib * 2**30) if spec.vram_gib else None,
+        vram_bytes=round(spec.vram_gib * 2**30) if spec.vram_gib else outlook.vram_bytes,
+        estimate=outlook.estimate,
         after=spec.dependencies,
         not_before=spec.not_before,
         window=spec.window,

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import field as with_default
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ PARQUET_MAGIC = b"PAR1"
 #: Longest line that is read, so that a file without line breaks cannot fill the memory.
 MAX_LINE_BYTES = 64 * 2**20
 PARQUET_BATCH_ROWS = 256
+#: Fields that may hold a row's text.
+TEXT_FIELDS = ("messages", "prompt", "completion", "text")
 ROLES = ("system", "user", "assistant", "tool")
 #: Shapes of other tools, by a field that gives them away.
 FOREIGN = {
@@ -51,6 +54,9 @@ class DataReport:
     rows: int
     shape: Shape
     sha256: str
+    #: Its text without the JSON around it, as UTF-8: all rows together, and the longest one.
+    text_bytes: int = with_default(default=0, compare=False)
+    longest_bytes: int = with_default(default=0, compare=False)
 
 
 # -- checking a whole file ----------------------------------------------------------------------------------------------
@@ -80,7 +86,7 @@ def check_prompts(path: Path) -> DataReport:
 
 def _check(path: Path, shape_of: Callable[[Row], Shape]) -> DataReport:
     shape: Shape | None = None
-    count = 0
+    count = total_bytes = longest_bytes = 0
     unit = unit_of(path)
     for line, row in read_rows(path):
         try:
@@ -92,9 +98,27 @@ def _check(path: Path, shape_of: Callable[[Row], Shape]) -> DataReport:
             raise InvalidData(path, line, message, unit=unit)
         shape = found
         count += 1
+        row_bytes = _text_bytes(row)
+        total_bytes, longest_bytes = total_bytes + row_bytes, max(longest_bytes, row_bytes)
     if shape is None:
         raise InvalidData(path, None, "the file has no rows")
-    return DataReport(rows=count, shape=shape, sha256=sha256_of(path))
+    return DataReport(
+        rows=count, shape=shape, sha256=sha256_of(path), text_bytes=total_bytes, longest_bytes=longest_bytes
+    )
+
+
+def _text_bytes(row: Row) -> int:
+    """How much text is in a row, however deep."""
+    total, todo = 0, [row.get(name) for name in TEXT_FIELDS]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str):
+            total += len(value) if value.isascii() else len(value.encode(errors="replace"))
+        elif isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+    return total
 
 
 def _words(shape: Shape) -> str:

@@ -15,6 +15,7 @@ from trl import SFTConfig  # noqa: TID253
 
 from jobs import checkpoints, environment, sft, weights
 from jobs.card import model_card
+from jobs.estimate import optimizer_steps, save_every
 from jobs.log import say
 from jobs.model import Cause
 from jobs.run import Interrupted, JobError, Run
@@ -22,8 +23,6 @@ from jobs.rundir import keep_json_lines, read_json_lines
 from jobs.stability import LossWatch
 from jobs.tokens import Rows, tokenise
 
-#: Checkpoints per run where the document does not say how often.
-CHECKPOINTS_PER_RUN = 10
 #: A change of one of these makes it another training: its checkpoints do not fit.
 IDENTITY = (
     "model",
@@ -207,12 +206,10 @@ def _config(spec: Mapping[str, Any], device: weights.Device, drafts: Path) -> SF
 
 
 def _plan(spec: Mapping[str, Any], rows: int, *, evaluates: bool) -> sft.Plan:
-    batches = math.ceil(rows / spec["per_device_train_batch_size"])
-    per_epoch = math.ceil(batches / spec["gradient_accumulation_steps"])
-    total = spec["max_steps"] or math.ceil(spec["num_train_epochs"] * per_epoch)
+    total = optimizer_steps(spec, rows)
     return sft.Plan(
         total=total,
-        save_every=spec["save_steps"] or max(1, math.ceil(total / CHECKPOINTS_PER_RUN)),
+        save_every=save_every(spec, total),
         eval_every=spec["eval_steps"] or 0,
         evaluates=evaluates,
         log_every=spec["logging_steps"],

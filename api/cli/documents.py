@@ -85,9 +85,13 @@ def with_table(body: Json, table: Path) -> Json:
     return {**whole, "sweep": {**beside, "csv": str(table)}}
 
 
-def check_rows(body: Json, folders: Sequence[Path]) -> None:
-    """Read the local files as the rig will, so that a broken line is named before anything is sent. Raises DocumentError."""
+def check_rows(body: Json, folders: Sequence[Path]) -> dict[str, data.DataReport]:
+    """Read the local files as the rig will, so that a broken line is named before anything is sent. Raises DocumentError.
+
+    Returns what they hold, by the content's name (`sha256:...`).
+    """
     checked = set()
+    reports: dict[str, data.DataReport] = {}
     for document, field, path in local_files(body, folders):
         if field == "csv" and document is body.get("sweep"):
             continue
@@ -96,9 +100,11 @@ def check_rows(body: Json, folders: Sequence[Path]) -> None:
         if (kind, path) not in checked and not _needs_pyarrow(path):
             checked.add((kind, path))
             try:
-                (data.check_prompts if kind == "generate" else data.check_training)(path)
+                report = (data.check_prompts if kind == "generate" else data.check_training)(path)
+                reports[f"sha256:{report.sha256}"] = report
             except data.InvalidData as error:
                 raise DocumentError(f"{field if isinstance(field, str) else 'data'}: {path.name}, {error}") from None
+    return reports
 
 
 def _needs_pyarrow(path: Path) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api.cli import documents, fields, flags, follow, output, plan
-from api.cli.session import Session, fate
+from api.cli import documents, estimates, fields, flags, follow, output, plan
+from api.cli.session import USAGE, Session, fail, fate
 from api.client import ApiProblem, RigUnreachable, new_key
+from jobs.data import DataReport
 
 Json = dict[str, Any]
 
@@ -58,9 +59,9 @@ def submit(
 def send(session: Session, body: Json, folders: Sequence[Path], how: How) -> None:
     """Check, upload what is local, submit, and stay with the jobs as asked. Ends with their fate when it waits for it."""
     documents.check(body)
-    documents.check_rows(body, folders)
+    reports = documents.check_rows(body, folders)
     if how.dry_run:
-        _dry_run(session, body, folders, how)
+        _dry_run(session, body, folders, how, reports)
         return
     documents.send_files(session.client, body, folders, _note_upload)
     jobs, sweep = _post(session, body, how)
@@ -87,7 +88,9 @@ def _post(session: Session, body: Json, how: How) -> tuple[list[Json], str | Non
     return (list(answer["jobs"]), answer.get("sweep")) if "jobs" in answer else ([answer], None)
 
 
-def _dry_run(session: Session, body: Json, folders: Sequence[Path], how: How) -> None:
+def _dry_run(
+    session: Session, body: Json, folders: Sequence[Path], how: How, reports: Mapping[str, DataReport]
+) -> None:
     files = documents.name_files(body, folders)
     try:
         trials, _ = _post(session, body, how)
@@ -98,14 +101,19 @@ def _dry_run(session: Session, body: Json, folders: Sequence[Path], how: How) ->
             problem.errors = left
             raise
         trials = [{"job": body, "would_wait_because": None}]
+    needs = None if documents.is_batch(body) else estimates.ask(session, body, reports)
+    if needs and needs["message"]:  # the rig could not tell before it had the data
+        fail(output.clean_line(needs["message"]), USAGE)
     if session.as_json:
-        output.emit({"valid": True, "jobs": trials, "uploads": [str(path) for path in files]})
+        output.emit({"valid": True, "jobs": trials, "uploads": [str(path) for path in files], "estimate": needs})
         return
     session.say(f"Valid: {len(trials)} job{'s' if len(trials) > 1 else ''} would be queued. Nothing was stored.")
     for path in files:
         session.say(f"  {path} ({output.size(path.stat().st_size)}) would be uploaded")
     if len(trials) == 1 and trials[0].get("would_wait_because"):
         session.say(f"  It would wait: {trials[0]['would_wait_because']}")
+    if needs:
+        estimates.show(session, needs)
 
 
 def _stay(session: Session, jobs: list[Json], how: How) -> None:

@@ -154,6 +154,23 @@ def test_the_token_can_be_typed_where_scripts_are_off(stranger: TestClient, toke
     assert stranger.get("/api/v1/jobs").status_code == 200
 
 
+def test_a_wrong_token_where_scripts_are_off_is_answered_with_the_form_again(stranger: TestClient, token: str) -> None:
+    form = {"token": "<b>wrong</b>", "next": "/jobs/3"}
+    answer = stranger.post("/login", data=form, follow_redirects=False)
+
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert 'role="alert">This code or token opens nothing.' in answer.text
+    assert 'name="next" value="/jobs/3"' in answer.text
+    assert "wrong</b>" not in answer.text
+    assert COOKIE not in answer.cookies
+    for _ in range(10):
+        answer = stranger.post("/login", data={**form, "next": "//evil.example"})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "60")
+    assert "Too many wrong logins" in answer.text and 'value="/"' in answer.text
+    assert stranger.post("/login", data={"token": token}, follow_redirects=False).status_code == 303
+
+
 @pytest.mark.parametrize("forged", ["", "1.2.3", "9" * 12 + "." + "a" * 22 + "." + "0" * 64, "\x00", "é"])
 def test_a_forged_session_opens_nothing(stranger: TestClient, forged: str) -> None:
     headers = {"Cookie": f"other=1; {COOKIE}={forged}".encode()}

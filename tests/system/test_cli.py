@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from model_folders import LLAMA_3_8B, write_model
 from until import until
 
 from api.cli import demo, overnight, submit
+from daemon.rig import Slot
 from daemon.store import Store
 from jobs.model import Cause, End, Outcome, Progress, State
 from jobs.rundir import run_dir
@@ -105,6 +107,16 @@ def api(api_process: tuple[Path, str], store: Store) -> Iterator[Api]:
     yield Api(home, store, url)
     for name in ("runs", "inputs"):
         shutil.rmtree(home / name, ignore_errors=True)
+
+
+@pytest.fixture
+def big_model(api: Api) -> Iterator[str]:
+    """An 8B model's folder without its weights, on a rig with one GPU of 24 GiB."""
+    gpu = Slot(id="GPU-0", name="NVIDIA 24", index=0, memory_bytes=24 * 2**30)
+    api.store.describe_rig("rig", {"slots": [gpu.to_json()]})
+    write_model(api.home / "models" / "big", LLAMA_3_8B)
+    yield "big"
+    shutil.rmtree(api.home / "models")
 
 
 class Cable:
@@ -204,6 +216,46 @@ def test_a_dry_run_stores_nothing(api: Api, tmp_path: Path):
     assert stored(api) == 0
     assert not (api.home / "inputs").exists()
     assert api.submit("finetune", *flags, "--after", "77").exit_code == 2
+
+
+def test_a_dry_run_tells_what_the_job_would_need(api: Api, big_model: str, tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text(ROWS * 40)
+    flags = ("--model", big_model, "--data", str(tmp_path / "rows.jsonl"), "--dry-run")
+    result = api.submit("finetune", *flags)
+    assert result.exit_code == 0, result.output
+    assert "Work: 3 steps, 40 rows" in result.stdout
+    assert re.search(r"weights +14\.96 GiB", result.stdout)
+    assert "NVIDIA 24 of rig (24.0 GiB): fits" in result.stdout
+    estimate = json.loads(api.submit("finetune", *flags, "--json").stdout)["estimate"]
+    assert (estimate["fits"], estimate["steps"]) == (True, 3)
+
+
+def test_what_fits_is_told_before_anything_is_sent(api: Api, cable: Cable, big_model: str, tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "word " * 9_000}) + "\n")
+    (tmp_path / "ft.toml").write_text(
+        f'kind = "finetune"\nmodel = "{big_model}"\ndata = "rows.jsonl"\nmax_length = 4096'
+    )
+    result = api.overnight("fit", str(tmp_path / "ft.toml"), OVERNIGHT_URL=cable.url)
+    assert result.exit_code == 1, result.output
+    assert "NVIDIA 24 of rig (24.0 GiB): does not fit" in result.stdout
+    assert "It would be refused: needs about" in result.stdout
+    assert "gradient_checkpointing = true" in result.stdout
+    [request] = cable.requests
+    assert request.startswith("POST /api/v1/estimate?")
+    what_if = api.overnight("fit", str(tmp_path / "ft.toml"), "--set", "gradient_checkpointing=true", "--json")
+    assert (what_if.exit_code, json.loads(what_if.stdout)["fits"]) == (0, True)
+    assert api.submit(str(tmp_path / "ft.toml"), "--dry-run").exit_code == 2
+    assert stored(api) == 0
+    assert not (api.home / "inputs").exists()
+
+
+def test_a_job_that_waits_can_be_asked_about_too(api: Api):
+    job_id = api.queue(vram_gib=2)
+    result = api.overnight("fit", job_id)
+    assert result.exit_code == 0
+    assert "Memory: 2.0 GiB on each GPU (as declared)" in result.stdout
+    assert api.overnight("fit", "nowhere.toml").exit_code == 2
+    assert api.overnight("fit", "999").exit_code == 5
 
 
 def test_data_is_sent_once(api: Api, cable: Cable, tmp_path: Path):

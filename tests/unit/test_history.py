@@ -35,13 +35,14 @@ def started(job: Job, *, at: float = START, slot: str = "GPU-0") -> Job:
 
 
 def ended(
-    job: Job, took_s: float, *, end: End = End.SUCCEEDED, slot: str = "GPU-0", total: int = 0, peak: int = 0
-) -> Job:
+    job: Job, took_s: float, *, end: End = End.SUCCEEDED, slot: str = "GPU-0", total: int = 0, peak: int = 0, energy_j: float = 0.0
+) -> Job:  # fmt: skip
     run = started(job, slot=slot)
     if total:
         run = run.progressed(fence=run.fence, progress=Progress(step=total, total=total))
     cause = Cause.LOST if end is End.FAILED else None
-    outcome = Outcome(end=end, cause=cause, usage={"peak_vram_bytes": peak} if peak else {})
+    usage = {"peak_vram_bytes": peak, "energy_j": energy_j}
+    outcome = Outcome(end=end, cause=cause, usage={name: value for name, value in usage.items() if value})
     return run.ended(fence=run.fence, outcome=outcome, now=START + took_s)
 
 
@@ -149,6 +150,13 @@ def test_memory_is_learned_from_the_same_shape_and_from_nothing_else() -> None:
     assert known.peak_vram_bytes(job(3, kind="finetune", data="sha256:3")) == 12
     assert known.peak_vram_bytes(job(3, kind="finetune", max_length=4096)) is None
     assert history(ended(job(1), 9.0, peak=10)).peak_vram_bytes(job(2, argv=["python", "train.py", "-x"])) is None
+
+
+def test_energy_is_told_at_the_power_of_earlier_runs() -> None:
+    known = history(ended(job(1), 10.0, energy_j=1_000.0), ended(job(2), 20.0, energy_j=2_000.0), ended(job(3), 900.0))
+
+    assert known.expected_j(job(4), "A") == pytest.approx(100.0 * 20.0)
+    assert history(ended(job(1), 10.0)).expected_j(job(2)) is None  # it was not measured
 
 
 def test_a_job_like_no_other_is_guessed_from_its_kind() -> None:

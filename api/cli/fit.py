@@ -1,0 +1,64 @@
+"""`overnight fit`: what a job would need, and whether it fits, before it is submitted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from api.cli.session import FAILED, JOB_ID, LAST, USAGE, Session, fail, with_rig
+
+Json = dict[str, Any]
+
+
+@click.command("fit")
+@click.argument("file", metavar="FILE|JOB")
+@click.option(
+    "--set", "sets", multiple=True, metavar="FIELD=VALUE", help="What if: any field, as in --set max_length=2048."
+)
+@with_rig
+def fit(session: Session, file: str, sets: tuple[str, ...]) -> None:
+    """Memory, steps and room that a job would need, which GPUs it fits, and what would make it fit.
+
+    Nothing is stored or uploaded. The exit status is 1 when a job fits no GPU.
+    """
+    from api.cli import (  # here: they load pydantic, which `overnight --help` need not wait for
+        estimates,
+        fields,
+        output,
+    )
+
+    views: list[Json] = []
+    for document, reports in _documents(session, file):
+        for text in sets:
+            fields.change(document, fields.assignment(text))
+        views.append(estimates.ask(session, document, reports))
+        if not session.as_json:
+            if len(views) > 1:
+                session.say("")
+            session.say(
+                output.clean_line(document.get("name") or f"{document.get('kind')} {document.get('model', '')}")
+            )
+            estimates.show(session, views[-1])
+    if session.as_json:
+        output.emit(views[0] if len(views) == 1 else {"estimates": views})
+    if any(view["fits"] is False for view in views):
+        raise SystemExit(FAILED)
+
+
+def _documents(session: Session, file: str) -> Iterator[tuple[Json, Json]]:
+    """Every document that is meant, with what its local data files hold."""
+    from api.cli import documents
+
+    path = Path(file)
+    if not path.exists():
+        if file != LAST and not JOB_ID.fullmatch(file):
+            fail(f"{file} is neither a file nor a job's id", USAGE)
+        yield session.client.job(session.job_id(file))["spec"], {}
+        return
+    body = documents.read(path)
+    folders = (path.parent, Path())
+    reports = documents.check_rows(body, folders)
+    documents.name_files(body, folders)
+    for document in documents.members(body):
+        yield document, reports

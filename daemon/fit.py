@@ -1,0 +1,165 @@
+"""Whether a job fits a GPU: what it needs (declared, learned or estimated) against what the GPUs of its rigs have."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from daemon import known_files
+from daemon.placement import VRAM_RESERVE_BYTES, fits
+from daemon.situation import gib
+from jobs.data import DataReport
+from jobs.estimate import Estimate, Facts, Outlook, estimate
+from jobs.fitting import Change, what_fits
+from jobs.model_facts import ModelFacts
+from jobs.spec import CommandSpec, FieldError, FinetuneSpec, Spec, dump
+
+GIB = 2**30
+
+#: What earlier runs of the same shape have needed; None when there were none.
+Learned = Callable[[Spec], int | None]
+Source = Literal["declared", "learned", "estimated"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What a job needs on each GPU, and the largest GPU that it could get."""
+
+    estimate: Estimate = field(default_factory=Estimate)
+    #: None: nobody knows, and `unknown` says why.
+    vram_bytes: int | None = None
+    source: Source | None = None
+    unknown: str = ""
+    #: Memory of the largest GPU (of as many as it asks for, the smallest); None: not limited, or not known.
+    memory_bytes: int | None = None
+    #: What would make it fit, when it does not.
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def fits(self) -> bool | None:
+        """None when nobody knows."""
+        if self.vram_bytes is None:
+            return None
+        return self.memory_bytes is None or fits(self.vram_bytes, self.memory_bytes)
+
+    @property
+    def outlook(self) -> Outlook:
+        """For the job's record."""
+        return Outlook(vram_bytes=self.vram_bytes, estimate=self.estimate.record)
+
+
+def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataReport]) -> tuple[Facts, str]:
+    """The facts of a document's model and data, and why its need is not known when one of them lacks."""
+    if isinstance(spec, CommandSpec):
+        return Facts(), "of a command only what it declares is known: set vram_gib"
+    model = _model(spec.model, paths)
+    facts = Facts(
+        model=model if isinstance(model, ModelFacts) else None,
+        data=reports.get("data"),
+        eval_data=reports.get("eval_data"),
+        adapter_parameters=known_files.adapter_parameters(Path(paths["adapter"])) if "adapter" in paths else None,
+    )
+    if isinstance(model, str):
+        return facts, model
+    return facts, "its data is another job's result that is still to come" if facts.data is None else ""
+
+
+def judge(
+    spec: Spec,
+    facts: Facts,
+    unknown: str,
+    *,
+    memories: Sequence[Sequence[int]] = (),
+    learned: Learned = lambda spec: None,
+) -> Fit:
+    """What the job needs, and whether a rig has it. `memories`: bytes of each rig's slots, 0 for a CPU slot."""
+    document = dump(spec)
+    made = estimate(document, facts)
+    memory_bytes = largest(memories, spec.gpus)
+    need, source = _need(spec, made, learned)
+    changes: list[Change] = []
+    if need is not None and memory_bytes is not None and not fits(need, memory_bytes):
+        room_bytes = memory_bytes - VRAM_RESERVE_BYTES
+        if made.vram_bytes is not None and need > made.vram_bytes:
+            # the estimate is too low for this job, and will be for its changes
+            room_bytes = room_bytes * made.vram_bytes // need
+        changes = what_fits(document, facts, room_bytes)
+    return Fit(
+        estimate=made,
+        vram_bytes=need,
+        source=source,
+        unknown=unknown if need is None else "",
+        memory_bytes=memory_bytes,
+        changes=tuple(changes),
+    )
+
+
+def refusal(spec: Spec, fit: Fit) -> FieldError | None:
+    """What to tell the owner of a job that fits no GPU; None when it fits, or nobody knows."""
+    if fit.fits is not False or fit.vram_bytes is None or fit.memory_bytes is None:
+        return None
+    each = "on each GPU, " if spec.gpus > 1 else ""
+    kept = f" ({gib(VRAM_RESERVE_BYTES)} of it stay free)" if fit.vram_bytes <= fit.memory_bytes else ""
+    says = {
+        "declared": f"asks for {gib(fit.vram_bytes)}",
+        "learned": f"needed {gib(fit.vram_bytes)} in earlier runs",
+        "estimated": f"needs about {gib(fit.vram_bytes)}",
+    }[fit.source or "estimated"]
+    largest_has = f"{'the largest GPUs have' if spec.gpus > 1 else 'the largest GPU has'} {gib(fit.memory_bytes)}{kept}"
+    parts = [f"{says} {each}and {largest_has}" if not each else f"{says} {each}{largest_has}", *_advice(spec, fit)]
+    return FieldError(_field(spec, fit), ". ".join(parts))
+
+
+def words(change: Change) -> str:
+    """A change as its owner would write it."""
+    return " and ".join(f"{name} = {_value(value)}" for name, value in change.fields.items())
+
+
+def largest(memories: Sequence[Sequence[int]], gpus: int) -> int | None:
+    """What the best rig can give to each of so many GPUs; None when a slot takes any job, or no rig has so many."""
+    found = [sorted(rig, key=lambda size: size or float("inf"), reverse=True)[gpus - 1] for rig in memories if len(rig) >= gpus]  # fmt: skip
+    return max(found) if found and all(found) else None
+
+
+def _need(spec: Spec, made: Estimate, learned: Learned) -> tuple[int | None, Source | None]:
+    if spec.vram_gib is not None:
+        return round(spec.vram_gib * GIB), "declared"
+    if (known := learned(spec)) is not None:
+        return known, "learned"
+    return (made.vram_bytes, "estimated") if made.vram_bytes is not None else (None, None)
+
+
+def _field(spec: Spec, fit: Fit) -> str:
+    if fit.source == "declared" or isinstance(spec, CommandSpec):
+        return "vram_gib"
+    if not fit.changes:
+        return "model"
+    return "per_device_train_batch_size" if isinstance(spec, FinetuneSpec) else "batch_size"
+
+
+def _advice(spec: Spec, fit: Fit) -> list[str]:
+    if fit.source == "declared":
+        return []
+    own = "Declare vram_gib where you know better"
+    if not fit.changes:
+        weights = fit.estimate.parts.get("weights")
+        because = f"; its weights alone take {gib(weights)}" if weights else ""
+        return [f"No smaller batch would help{because}. Use a smaller model or a larger GPU", own]
+    ways = ", or with ".join(f"{words(change)} ({gib(change.vram_bytes)})" for change in fit.changes)
+    if any(change.changes_meaning for change in fit.changes):
+        return [f"No smaller batch would help. It would fit with {ways}, but that changes what comes out", own]
+    return [f"It would fit with {ways}", own]
+
+
+def _value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _model(name: str, paths: Mapping[str, str]) -> ModelFacts | str:
+    base = paths.get("model", "")
+    folder = Path(base) if base.startswith("/") else known_files.hub_folder(base or name, os.environ)
+    if folder is None:
+        return "its model is still on the hub"
+    found = known_files.model(folder)
+    return found if isinstance(found, ModelFacts) else f"the size of its model is not known: {found}"

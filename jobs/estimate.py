@@ -1,0 +1,325 @@
+"""What a job will need, before it runs: steps, memory on its GPU, room for checkpoints. Pure arithmetic; knows no torch.
+
+The memory of a fine-tune follows what TRL 1.16 does with PEFT: weights in the compute dtype, adapters, gradients and AdamW's two
+moments in float32, a loss that never holds all logits at once. Coefficients per token were fitted (least squares) to dry runs of
+six architectures on fake tensors, mean error 2-3 %; the whole is within 10 % of 34 of 36 published GPU measurements (mean 4 %).
+It has not been measured on a GPU by ourselves: docs/gpu-checks.md.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jobs.data import DataReport
+from jobs.model_facts import Linear, ModelFacts
+
+Json = Mapping[str, Any]
+Part = Literal["weights", "adapter", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead"]
+
+#: CUDA context, cuBLAS and cuDNN workspaces, rounding of the allocator; and what its gaps add to all but the weights.
+TRAINING_OVERHEAD_BYTES = round(1.1 * 2**30)
+INFERENCE_OVERHEAD_BYTES = round(0.6 * 2**30)
+GAPS = 0.03
+#: A cache that grows with every token leaves gaps behind. A guess, to be measured.
+CACHE_GAPS = 0.10
+#: On a CPU: Python with torch, transformers, PEFT and TRL loaded (measured: 531 MiB), and its allocator.
+CPU_OVERHEAD_BYTES = round(0.6 * 2**30)
+#: The tile of logits that TRL's fused loss computes at once (trl.kernels.chunked_logprob); without a GPU it makes copies of it.
+TILE_TOKENS, TILE_VOCABULARY, TILE_COPIES_ON_CPU = 4096, 32768, 8
+#: English has four bytes or more to a token, code and other scripts about three: fewer for memory, the usual for counting.
+FEWEST_BYTES_PER_TOKEN, USUAL_BYTES_PER_TOKEN = 3, 4
+#: What a chat template adds to a row: roles, turns, and often a system prompt of its own.
+TEMPLATE_TOKENS = 64
+#: Checkpoints per run where the document does not say how often.
+CHECKPOINTS_PER_RUN = 10
+#: Checkpoints that lie on the disk at once: the newest two, and one that is being written; the best, where it is evaluated.
+CHECKPOINTS_KEPT = 3
+#: State of scheduler, random numbers and trainer in a checkpoint.
+CHECKPOINT_REST_BYTES = 1 << 20
+#: A tokenizer's files beside a result.
+TOKENIZER_BYTES = 16 << 20
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a way of fine-tuning keeps in memory. `full` and `qlora` stand here for the day when documents may name them."""
+
+    #: Bytes per weight of a linear layer; None: the compute dtype's.
+    linear_bytes: float | None = None
+    #: Whether it learns an adapter, or all weights; and bytes of one learned parameter, its gradient and its optimizer state.
+    learns_all: bool = False
+    learned_bytes: int = 4
+    gradient_bytes: int = 4
+    optimizer_bytes: int = 8
+
+
+METHODS: Mapping[str, Method] = {
+    "lora": Method(),
+    # NF4 with one float32 scale for 64 weights; TRL keeps its adapters, and so their optimizer, in bfloat16
+    "qlora": Method(linear_bytes=0.5 + 4 / 64, learned_bytes=2, gradient_bytes=2, optimizer_bytes=4),
+    "full": Method(linear_bytes=4, learns_all=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a document's model and data. None: nothing."""
+
+    model: ModelFacts | None = None
+    data: DataReport | None = None
+    eval_data: DataReport | None = None
+    #: Of an adapter that is trained further.
+    adapter_parameters: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a job will need. None: nobody knows."""
+
+    rows: int | None = None
+    #: Optimizer steps of a fine-tune.
+    steps: int | None = None
+    tokens: int | None = None
+    #: On each GPU, and what it is made of.
+    vram_bytes: int | None = None
+    parts: Mapping[Part, int] = field(default_factory=dict)
+    #: The most that checkpoints and results will take at once.
+    disk_bytes: int | None = None
+
+    @property
+    def record(self) -> dict[str, float]:
+        """What a job's record keeps of it."""
+        counts = {"rows": self.rows, "steps": self.steps, "tokens": self.tokens, "disk_bytes": self.disk_bytes}
+        return {name: count for name, count in counts.items() if count is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a job's record tells of it before it runs."""
+
+    vram_bytes: int | None = None
+    estimate: Mapping[str, float] = field(default_factory=dict)
+
+
+UNKNOWN = Outlook()
+
+
+def estimate(spec: Json, facts: Facts, *, on_gpu: bool = True) -> Estimate:
+    """What a document (jobs.spec.dump) will need. Without facts about its model or data, what can be told without them."""
+    match spec["kind"]:
+        case "finetune":
+            return _finetune(spec, facts, on_gpu)
+        case "generate":
+            return _generate(spec, facts, on_gpu)
+        case _:
+            return Estimate()
+
+
+def optimizer_steps(spec: Json, rows: int) -> int:
+    """How many steps a fine-tune takes over so many rows (packed ones, where it packs)."""
+    batches = math.ceil(rows / spec["per_device_train_batch_size"])
+    per_epoch = math.ceil(batches / spec["gradient_accumulation_steps"])
+    return int(spec["max_steps"] or math.ceil(spec["num_train_epochs"] * per_epoch))
+
+
+def save_every(spec: Json, steps: int) -> int:
+    """Steps from one checkpoint to the next."""
+    return int(spec["save_steps"] or max(1, math.ceil(steps / CHECKPOINTS_PER_RUN)))
+
+
+# -- fine-tuning --------------------------------------------------------------------------------------------------------
+
+
+def _finetune(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
+    rows, tokens, sequences = _counts(spec, facts.data)
+    steps = optimizer_steps(spec, sequences) if sequences is not None else spec["max_steps"]
+    if facts.model is None:
+        return Estimate(rows=rows, steps=steps, tokens=tokens)
+    learned, parts = _training_parts(spec, facts.model, facts, on_gpu)
+    return Estimate(
+        rows=rows,
+        steps=steps,
+        tokens=tokens,
+        vram_bytes=sum(parts.values()),
+        parts=parts,
+        disk_bytes=_checkpoint_bytes(spec, learned, facts.model, steps),
+    )
+
+
+def _counts(spec: Json, data: DataReport | None) -> tuple[int | None, int | None, int | None]:
+    """Rows, tokens of one epoch, and sequences that are trained on."""
+    if data is None:
+        return None, None, None
+    most = data.rows * spec["max_length"]
+    tokens = min(data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * TEMPLATE_TOKENS // 4, most)
+    return data.rows, tokens, math.ceil(tokens / spec["max_length"]) if spec["packing"] else data.rows
+
+
+def _training_parts(spec: Json, model: ModelFacts, facts: Facts, on_gpu: bool) -> tuple[int, dict[Part, int]]:
+    """How many parameters are learned, and the memory that it takes."""
+    method, width = METHODS[spec["method"]], _width(spec, on_gpu)
+    targets = _targets(model, spec["lora"]["target_modules"])
+    learned = model.parameters if method.learns_all else _adapter_parameters(spec, targets, facts)
+    parts: dict[Part, float] = {
+        "weights": _weights(model, method, width),
+        "adapter": 0 if method.learns_all else learned * method.learned_bytes,
+        "gradients": learned * method.gradient_bytes,
+        "optimizer": learned * method.optimizer_bytes,
+    }
+    size = _at_most(spec["per_device_train_batch_size"], facts.data)
+    batch = _Batch(size, _length(spec, facts.data), packed=spec["packing"])
+    adapted = sum(linear.inputs for linear in targets) / model.layers if not method.learns_all else 0.0
+    activations = _activations(spec, model, batch, adapted, width)
+    if method.linear_bytes is not None and not method.learns_all:
+        activations += width * model.hidden * max(model.feed_forward, model.attention)  # one layer, unpacked
+    logits = _loss(model, batch, width, on_gpu) + (4 * model.vocabulary * model.hidden if method.learns_all else 0)
+    if spec["eval_data"]:
+        size = _at_most(spec["per_device_eval_batch_size"], facts.eval_data)
+        evaluated = _Batch(size, _length({**spec, "packing": False}, facts.eval_data), packed=False)
+        activations = max(activations, _forward(model, evaluated, width) + evaluated.mask_elements * 3)
+        logits = max(logits, _loss(model, evaluated, width, on_gpu))
+    parts |= {"activations": activations, "logits": logits}
+    gaps = GAPS * (sum(parts.values()) - parts["weights"])
+    parts["overhead"] = (TRAINING_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
+    return learned, {name: round(size) for name, size in parts.items()}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows of one length that go through the model at once."""
+
+    size: int
+    length: int
+    packed: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.size * self.length
+
+    @property
+    def mask_elements(self) -> int:
+        """Packed rows are one long row with a mask of its own; rows of several lengths need one each; one row needs none."""
+        if self.packed:
+            return self.tokens**2
+        return self.size * self.length**2 if self.size > 1 else 0
+
+
+def _activations(spec: Json, model: ModelFacts, batch: _Batch, adapted: float, width: int) -> float:
+    """What a step keeps for its way back. `adapted`: inputs of one layer's adapters; they are kept in float32."""
+    h, q, kv, ff = model.hidden, model.attention, model.key_value, model.feed_forward
+    drops = spec["lora"]["lora_dropout"] > 0 and adapted > 0
+    if spec["gradient_checkpointing"]:
+        one = (
+            9.67 * (h + q) - 3.08 * kv + 11.12 * ff + 8.71 * adapted
+            if drops
+            else 12.89 * (h + q) - 3.16 * kv + 10.73 * ff + 2.86 * adapted
+        )
+        per_token, masks = model.layers * h * 2 + one, 1
+    else:
+        one = (
+            8.8 * (h + q) - 1.8 * kv + 5.4 * ff + 5.81 * adapted
+            if drops
+            else 10.85 * (h + q) - 1.84 * kv + 5.37 * ff + 2.08 * adapted
+        )
+        per_token, masks = model.layers * one, model.layers
+    # the mask itself, and as the attention of each layer keeps it
+    return batch.tokens * per_token * width / 2 + batch.mask_elements * (1 + 2 * masks)
+
+
+def _loss(model: ModelFacts, batch: _Batch, width: int, on_gpu: bool) -> float:
+    tile = min(batch.tokens, TILE_TOKENS) * min(model.vocabulary, TILE_VOCABULARY)
+    copies = 1 if on_gpu else 1 + TILE_COPIES_ON_CPU
+    return tile * width * copies + batch.tokens * model.hidden * 6
+
+
+def _weights(model: ModelFacts, method: Method, width: int) -> float:
+    if model.quantised:
+        return model.stored_bytes
+    if method.linear_bytes is None:
+        return model.parameters * width
+    other = model.parameters - model.linear_parameters
+    return model.linear_parameters * method.linear_bytes + other * (method.linear_bytes if method.learns_all else width)
+
+
+def _targets(model: ModelFacts, names: object) -> list[Linear]:
+    """The layers that get an adapter. A pattern is taken for all of them: that is the most it can mean."""
+    if isinstance(names, str):
+        return list(model.linears)
+    wanted = tuple(str(name) for name in names) if isinstance(names, (list, tuple)) else ()
+    return [each for each in model.linears if any(f".{each.path}".endswith(f".{name}") for name in wanted)]
+
+
+def _adapter_parameters(spec: Json, targets: list[Linear], facts: Facts) -> int:
+    if facts.adapter_parameters is not None:
+        return facts.adapter_parameters
+    return int(spec["lora"]["r"]) * sum(each.inputs + each.outputs for each in targets)
+
+
+def _length(spec: Json, data: DataReport | None) -> int:
+    """Tokens of the longest row as it is trained on."""
+    longest = int(spec["max_length"])
+    return longest if data is None or spec["packing"] else min(longest, _tokens(data))
+
+
+def _at_most(size: int, data: DataReport | None) -> int:
+    return size if data is None else min(size, data.rows)
+
+
+def _tokens(data: DataReport) -> int:
+    """The longest row, as tokens, counted generously."""
+    return math.ceil(data.longest_bytes / FEWEST_BYTES_PER_TOKEN) + TEMPLATE_TOKENS
+
+
+def _width(spec: Json, on_gpu: bool) -> int:
+    return WIDTH.get(spec["dtype"], 2 if on_gpu else 4)
+
+
+def _checkpoint_bytes(spec: Json, learned: int, model: ModelFacts, steps: int | None) -> int:
+    method = METHODS[spec["method"]]
+    result = learned * method.learned_bytes
+    one = result + learned * method.optimizer_bytes + CHECKPOINT_REST_BYTES
+    kept = CHECKPOINTS_KEPT + bool(spec["eval_data"])
+    if steps:
+        kept = min(kept, math.ceil(steps / save_every(spec, steps)))
+    return kept * one + result + TOKENIZER_BYTES
+
+
+# -- generating ---------------------------------------------------------------------------------------------------------
+
+
+def _generate(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
+    data, model = facts.data, facts.model
+    rows = data.rows if data else None
+    tokens = data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * spec["max_new_tokens"] if data else None
+    if model is None or data is None:
+        return Estimate(rows=rows, tokens=tokens)
+    parts = _generating_parts(spec, model, data, _width(spec, on_gpu), on_gpu)
+    return Estimate(rows=rows, tokens=tokens, vram_bytes=sum(parts.values()), parts=parts)
+
+
+def _generating_parts(spec: Json, model: ModelFacts, data: DataReport, width: int, on_gpu: bool) -> dict[Part, int]:
+    context = model.context or math.inf
+    prompt = _Batch(min(spec["batch_size"], data.rows), int(min(_tokens(data), context)), packed=False)
+    longest = min(prompt.length + spec["max_new_tokens"], context)
+    cache = prompt.size * longest * 2 * model.layers * model.key_value * width
+    grown = cache / model.layers / 2  # a layer's keys are copied when a token is added
+    repeated = prompt.tokens * 2 * model.attention * width  # keys and values for every query head, behind a mask
+    # the last token's scores in the compute dtype and float32; sampling sorts them and keeps their places
+    scores = prompt.size * model.vocabulary * (32 if spec["temperature"] > 0 else 12)
+    weights = model.stored_bytes if model.quantised else model.parameters * width
+    parts: dict[Part, float] = {
+        "weights": weights,
+        "kv_cache": cache + grown,
+        "activations": _forward(model, prompt, width) + repeated + prompt.mask_elements * 3,
+        "logits": scores,
+    }
+    gaps = GAPS * (parts["activations"] + scores) + CACHE_GAPS * parts["kv_cache"]
+    parts["overhead"] = (INFERENCE_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
+    return {name: round(size) for name, size in parts.items()}
+
+
+def _forward(model: ModelFacts, batch: _Batch, width: int) -> float:
+    """What one layer holds at once on the way forward."""
+    return batch.tokens * width * (4 * model.hidden + 2 * model.feed_forward + model.attention + 2 * model.key_value)

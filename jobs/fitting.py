@@ -1,0 +1,110 @@
+"""What would make a job fit into a GPU: a search over changes of its document with jobs.estimate. Pure.
+
+Changes that keep what the job means come first: a smaller micro-batch with the same effective batch, activations that are
+computed again instead of kept, fewer prompts at once. Only where none of them is enough, one that makes it another job.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from jobs.estimate import METHODS, Facts, Json, estimate
+from jobs.spec import FinetuneSpec
+
+SHORTEST_LENGTH, LENGTH_STEP = 128, 128
+SHORTEST_ANSWER, ANSWER_STEP = 64, 64
+MOST_ACCUMULATION = 65_536
+#: What documents may ask for; others wait in jobs.estimate.
+KNOWN_METHODS = frozenset(get_args(FinetuneSpec.model_fields["method"].annotation)) & set(METHODS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Fields that would make a job fit, and what it would need then."""
+
+    fields: Mapping[str, Any]
+    vram_bytes: int
+    #: Whether the result would be another one, beside rounding.
+    changes_meaning: bool = False
+
+
+def what_fits(spec: Json, facts: Facts, room_bytes: int) -> list[Change]:
+    """Changes that make the job need no more than `room_bytes`. Empty when nothing helps, or nobody knows its need."""
+    if spec["kind"] == "finetune":
+        return list(_same_training(spec, facts, room_bytes)) or list(_other_training(spec, facts, room_bytes))
+    if spec["kind"] == "generate":
+        return list(_generations(spec, facts, room_bytes))
+    return []
+
+
+def _same_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
+    for fields in ({}, {"gradient_checkpointing": True}) if not spec["gradient_checkpointing"] else ({},):
+        found = _largest_batch(spec, facts, room_bytes, fields)
+        if found and found.fields:
+            yield found
+
+
+def _other_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
+    sparing = {} if spec["gradient_checkpointing"] else {"gradient_checkpointing": True}
+    found = None
+    if "qlora" in KNOWN_METHODS and spec["method"] != "qlora":
+        found = _largest_batch(spec, facts, room_bytes, {**sparing, "method": "qlora"})
+    if found is None:
+        lengths = range(SHORTEST_LENGTH, spec["max_length"], LENGTH_STEP)
+        tried = [{**sparing, **_micro(spec, 1), "max_length": length} for length in lengths]
+        found = _most(spec, facts, room_bytes, tried)
+    if found is not None:
+        yield Change(fields=found.fields, vram_bytes=found.vram_bytes, changes_meaning=True)
+
+
+def _generations(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
+    fewer: list[Json] = [{"batch_size": size} for size in range(1, spec["batch_size"])]
+    if found := _most(spec, facts, room_bytes, fewer):
+        yield found
+        return
+    alone = {"batch_size": 1} if spec["batch_size"] > 1 else {}
+    shorter: list[Json] = [
+        {**alone, "max_new_tokens": count} for count in range(SHORTEST_ANSWER, spec["max_new_tokens"], ANSWER_STEP)
+    ]
+    if found := _most(spec, facts, room_bytes, shorter):
+        yield Change(fields=found.fields, vram_bytes=found.vram_bytes, changes_meaning=True)
+
+
+def _largest_batch(spec: Json, facts: Facts, room_bytes: int, fields: Mapping[str, Any]) -> Change | None:
+    """The largest micro-batch that fits together with these changes; the effective batch stays."""
+    size = spec["per_device_train_batch_size"]
+    whole = size * spec["gradient_accumulation_steps"]
+    sizes = [micro for micro in range(1, size + 1) if whole % micro == 0 and whole // micro <= MOST_ACCUMULATION]
+    tried = [{**fields, **_micro(spec, micro)} for micro in sizes]
+    found = _most(spec, facts, room_bytes, tried)
+    if found is None:
+        return None
+    # the evaluation is left as it is, where that fits, too
+    rest = {name: value for name, value in found.fields.items() if name != "per_device_eval_batch_size"}
+    return _most(spec, facts, room_bytes, [rest]) or found
+
+
+def _micro(spec: Json, micro: int) -> dict[str, Any]:
+    """The fields of a smaller micro-batch; an evaluation takes no more rows at once than that."""
+    size = spec["per_device_train_batch_size"]
+    fields: dict[str, Any] = {}
+    if micro != size:
+        accumulation = size * spec["gradient_accumulation_steps"] // micro
+        fields = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    if spec["eval_data"] and spec["per_device_eval_batch_size"] > micro:
+        fields["per_device_eval_batch_size"] = micro
+    return fields
+
+
+def _most(spec: Json, facts: Facts, room_bytes: int, tried: Sequence[Json]) -> Change | None:
+    """The last of these changes that fits; each needs at least as much as the one before."""
+    found: Change | None = None
+    low, high = 0, len(tried)
+    while low < high:
+        middle = (low + high) // 2
+        need = estimate({**spec, **tried[middle]}, facts).vram_bytes
+        if need is not None and need <= room_bytes:
+            found, low = Change(fields=tried[middle], vram_bytes=need), middle + 1
+        else:
+            high = middle
+    return found
