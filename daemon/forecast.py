@@ -13,8 +13,9 @@ from enum import StrEnum
 from daemon.explain import explain
 from daemon.history import OVERRUN, resumes
 from daemon.plan import Cancel, Facts, Interrupt, Offer, blocker, plan
+from daemon.starts import A_MOMENT_S, LONGEST_MIN_RUN_S
 from daemon.window import Windows
-from jobs.model import End, Job, Outcome, State, WishKind
+from jobs.model import End, Job, Outcome, Priority, State, WishKind
 
 DAY_S = 86_400.0
 #: So far ahead. Nobody believes a forecast beyond it.
@@ -176,12 +177,14 @@ class _Ahead:
         self._base, self._windows, self._lasts, self._guess_s = facts, windows, lasts, guess_s
         self._jobs = dict(facts.jobs)
         self._fates = dict(facts.fates)
-        self._slots = {s.slot.id: replace(s, ready=True) for s in facts.slots}
+        # a worker that starts and a card that cools will not be long; other use of a card is taken to stay
+        self._slots = {s.slot.id: replace(s, ready=True, resting=None) for s in facts.slots}
         self._waiting = {job.id: job for job in facts.waiting if not job.held}
         self._work, self._in_order = 0, True
-        self._later = sorted(
-            job.not_before for job in self._waiting.values() if job.not_before and job.not_before > facts.now
-        )
+        #: Moments at which nothing happens, but the planner may think again.
+        self._later = [job.not_before for job in self._waiting.values() if job.not_before]
+        heapq.heapify(self._later)
+        self._some_give_way = any(job.priority is Priority.BACKLOG for job in facts.jobs.values())
         self._ends: list[tuple[float, str]] = []
         self._running: dict[str, Run] = {}
         self._left_s: dict[str, float] = {}
@@ -230,7 +233,7 @@ class _Ahead:
 
     def _next_moment(self) -> float | None:
         while self._later and self._later[0] <= self.now:
-            self._later.pop(0)
+            heapq.heappop(self._later)
         while self._ends and not self._is_end(*self._ends[0]):
             heapq.heappop(self._ends)
         moments = [self._closes_at, self._opens_at, *self._later[:1], *(end for end, _ in self._ends[:1])]
@@ -334,6 +337,23 @@ class _Ahead:
         run = Run(job.id, slots, start_at, self.now + left_s)
         self._running[job.id] = run
         heapq.heappush(self._ends, (run.end_at, job.id))
+        for moment in self._second_thoughts(job, run):
+            heapq.heappush(self._later, moment)
+
+    def _second_thoughts(self, job: Job, run: Run) -> Iterator[float]:
+        """When the planner may decide otherwise although nothing happens: it looks every second, the forecast does not."""
+        policy = self._base.policy
+        if policy.start_gap_s:
+            yield self.now + policy.start_gap_s
+        if not self._some_give_way:
+            return
+        yield run.end_at - policy.saving_s - A_MOMENT_S
+        if job.priority is Priority.BACKLOG:
+            run_s, longest_s = policy.min_run_s, max(LONGEST_MIN_RUN_S, policy.min_run_s)
+            while 0 < run_s < longest_s:
+                yield run.start_at + run_s
+                run_s *= 2
+            yield run.start_at + longest_s
 
     def _finish(self, job_id: str) -> None:
         self._close(job_id, done=True)

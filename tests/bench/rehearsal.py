@@ -18,6 +18,8 @@ UTC = ZoneInfo("UTC")
 EVENING = 1_795_644_000.0
 #: However badly a planner does: nobody waits for the result for ever.
 MOST_EVENTS = 200_000
+#: How long the planner lets backlog run before it gives way, and how near an end it waits instead (daemon.starts).
+GUARDS_S, ALMOST_S = (60.0, 120.0, 240.0, 300.0), 45.0
 IN_USE = "in use by its owner"
 
 Planner = Callable[[Facts], list[Decision]]
@@ -186,6 +188,19 @@ class _Clockwork:
         later += [at for _, start, end in self.night.in_use for at in (start, end) if at > self.now]
         later += [at for at in (windows.closes_at(self.now, UTC), windows.opens_at(self.now, UTC)) if at is not None]
         yield from later
+        yield from (at for at in self._second_thoughts() if at > self.now)
+
+    def _second_thoughts(self) -> Iterable[float]:
+        """A real planner looks every second: when backlog runs, it may decide otherwise although nothing happens."""
+        if all(self.tasks[name].priority is not Priority.BACKLOG for name in self.since):
+            return
+        for name, (since, speed) in self.since.items():
+            task = self.tasks[name]
+            if task.expected_s is not None:
+                done_s = task.lasts_s - self.left_s[name]
+                yield since + (task.expected_s - done_s) / speed - ALMOST_S
+            if task.priority is Priority.BACKLOG:
+                yield from (since + guard_s for guard_s in GUARDS_S)
 
     def _slots(self) -> tuple[SlotFacts, ...]:
         taken = {slot: name for name, job in self.jobs.items() for slot in job.slots}
