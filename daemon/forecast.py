@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from daemon.explain import explain
-from daemon.history import OVERRUN, resumes
+from daemon.history import resumes, still_s
 from daemon.plan import Cancel, Facts, Interrupt, Offer, blocker, plan
 from daemon.starts import A_MOMENT_S, LONGEST_MIN_RUN_S
 from daemon.window import Windows
@@ -24,10 +24,12 @@ HORIZON_S = 7 * DAY_S
 MAX_WORK = 300_000
 #: Besides its jobs, a look costs as much as so many.
 LOOK_COSTS = 50
-#: `plan` sees so many of the jobs that could start: those further back start later anyway.
-SEEN = 32
+#: `plan` sees so many of the jobs that could start, and of backlog, which fills gaps from behind. The others start later anyway.
+SEEN, BACKLOG_SEEN = 64, 16
 #: Of a job that is like no other, and of a kind that has never run.
 UNKNOWN_S = 3_600.0
+#: The planner looks so often, so it acts so much after the moment at which it could.
+LOOK_S = 1.0
 #: In one moment: what was interrupted makes room for what is offered, and so on.
 LOOKS_PER_MOMENT = 8
 #: So many times it is tried whether a late job fits when others wait.
@@ -287,13 +289,17 @@ class _Ahead:
             self._in_order = True
         able: list[Job] = []
         never: list[Job] = []
+        left = {True: BACKLOG_SEEN, False: SEEN}
         self._work += LOOK_COSTS
         for job in self._waiting.values():
             self._work += 1
-            if blocker(facts, job) is None:
-                able.append(job)
-                if len(able) == SEEN:
+            is_backlog = job.priority is Priority.BACKLOG
+            if not left[is_backlog]:
+                if not self._some_give_way or not any(left.values()):
                     break
+            elif blocker(facts, job) is None:
+                able.append(job)
+                left[is_backlog] -= 1
             elif job.after and not any(parent in self._jobs for parent, _ in job.parents):
                 never.append(job)
         return able, never
@@ -313,7 +319,7 @@ class _Ahead:
             left_s = job.progress.eta_s
         if left_s is None:
             elapsed_s = self.now - job.attempts[-1].started_at
-            left_s = max(self._guess(job) - elapsed_s, OVERRUN * elapsed_s)
+            left_s = still_s(self._guess(job), elapsed_s)
         else:
             self._basis.setdefault(job.id, Basis.HISTORY)
         # its own word is in the numbers now; later in the night it would be an old one
@@ -347,7 +353,7 @@ class _Ahead:
             yield self.now + policy.start_gap_s
         if not self._some_give_way:
             return
-        yield run.end_at - policy.saving_s - A_MOMENT_S
+        yield run.end_at - policy.saving_s - A_MOMENT_S + LOOK_S
         if job.priority is Priority.BACKLOG:
             run_s, longest_s = policy.min_run_s, max(LONGEST_MIN_RUN_S, policy.min_run_s)
             while 0 < run_s < longest_s:
@@ -365,7 +371,7 @@ class _Ahead:
             return False
         run = self._close(job_id, done=False)
         job = self._jobs[job_id]
-        self._left_s[job_id] = run.end_at - self.now if resumes(job) else self._whole_s(job, run)
+        self._left_s[job_id] = run.end_at - (self.now if resumes(job) else run.start_at)
         back = job.ended(fence=job.fence, outcome=Outcome(end=End.INTERRUPTED), now=self.now)
         self._jobs[job_id] = back
         self._waiting[job_id], self._in_order = back, False
@@ -416,17 +422,13 @@ class _Ahead:
         self._basis[job.id] = Basis.UNKNOWN if guess_s is None else Basis.GUESS
         return min(UNKNOWN_S if guess_s is None else guess_s, job.max_runtime_s or math.inf)
 
-    def _whole_s(self, job: Job, run: Run) -> float:
-        whole_s = self._lasts(self._base.jobs[job.id], run.slots[0])
-        return whole_s if whole_s is not None else max(run.end_at - run.start_at, self._guess(job))
-
     def _seconds(self, job_id: str) -> float | None:
         """What `plan` is told of a job: what is known, never a guess."""
         if (run := self._running.get(job_id)) is not None:
             basis = self._basis.get(job_id)
-            # near its end it will be told as history tells it then
-            least_s = OVERRUN * (self.now - run.start_at) if basis is Basis.HISTORY else 0.0
-            return max(least_s, run.end_at - self.now) if basis in (Basis.HISTORY, Basis.PROGRESS) else None
+            if basis is Basis.HISTORY:  # near its end it will be told as history tells it then
+                return still_s(run.end_at - run.start_at, self.now - run.start_at)
+            return max(0.0, run.end_at - self.now) if basis is Basis.PROGRESS else None
         known_s = self._base.expected_s.get(job_id)
         return self._left_s.get(job_id, known_s) if known_s is not None else None
 

@@ -18,8 +18,8 @@ KEPT_PER_SHAPE = 20
 KEPT_SHAPES = 10_000
 #: Step counts this far apart tell the time before the first step from the time per step.
 STEPS_APART = 1.3
-#: A job that is over its time gets a rest that grows with it.
-OVERRUN = 0.1
+#: A job that is over its time has a little left, and more the longer it is over it.
+OVERRUN_BASE, OVERRUN_GROWTH = 0.05, 0.5
 #: Fields that change neither time nor memory.
 NO_MATTER = frozenset({
     "name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "vram_gib", "seed", "retries",
@@ -103,7 +103,7 @@ class History:
         if expected is None:
             return None
         earlier_s = sum(_ran_s(run) for run in job.attempts[:-1] if run.end is End.INTERRUPTED) if resumes(job) else 0.0
-        return max(expected.median_s - earlier_s - elapsed_s, OVERRUN * elapsed_s)
+        return still_s(expected.median_s - earlier_s, elapsed_s)
 
     def guess_s(self, kind: str) -> float | None:
         """The median of a kind: for a job that is like no other."""
@@ -188,6 +188,12 @@ def shapes(job: Job, *, similar: bool = True) -> list[Shape]:
     if similar:
         found.append((job.kind, gpus, "model", *model))
     return found
+
+
+def still_s(expected_s: float, elapsed_s: float) -> float:
+    """What is left of a run that was expected to take so long. Never nothing: it still runs."""
+    over_s = elapsed_s - expected_s
+    return max(-over_s, OVERRUN_BASE * elapsed_s + OVERRUN_GROWTH * over_s)
 
 
 def steps_of(job: Job) -> float | None:

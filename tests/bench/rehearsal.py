@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from zoneinfo import ZoneInfo
 
+from daemon.history import still_s
 from daemon.plan import Cancel, Decision, Facts, Interrupt, Offer, SlotFacts
 from daemon.rig import Slot
 from daemon.window import Windows
@@ -19,7 +20,7 @@ EVENING = 1_795_644_000.0
 #: However badly a planner does: nobody waits for the result for ever.
 MOST_EVENTS = 200_000
 #: How long the planner lets backlog run before it gives way, and how near an end it waits instead (daemon.starts).
-GUARDS_S, ALMOST_S = (60.0, 120.0, 240.0, 300.0), 45.0
+GUARDS_S, ALMOST_S = (60.0, 120.0, 240.0, 300.0), 44.0
 IN_USE = "in use by its owner"
 
 Planner = Callable[[Facts], list[Decision]]
@@ -229,7 +230,7 @@ class _Clockwork:
             return max(task.expected_s - done_s, 0.0)
         since, speed = self.since[name]
         elapsed_s = self.now - since
-        return max((task.expected_s - done_s) / speed - elapsed_s, elapsed_s / 10)
+        return still_s((task.expected_s - done_s) / speed, elapsed_s)
 
 
 def play(night: Night, planner: Planner, *, keep_facts: bool = False) -> Played:

@@ -138,7 +138,7 @@ def test_a_running_job_is_asked_first() -> None:
 def test_a_job_that_overruns_gets_a_rest_that_grows_and_is_never_negative() -> None:
     known, run = history(ended(job(1), 100.0)), started(job(2))
     rests = [known.rest_s(run, START + elapsed, "") or 0.0 for elapsed in (99.0, 200.0, 1000.0)]
-    assert rests == [pytest.approx(9.9), pytest.approx(20.0), pytest.approx(100.0)]
+    assert rests == [pytest.approx(4.45), pytest.approx(60.0), pytest.approx(500.0)]
 
 
 def test_memory_is_learned_from_the_same_shape_and_from_nothing_else() -> None:
