@@ -317,9 +317,9 @@ class _Ahead:
         left_s = self._base.expected_s.get(job.id)
         if left_s is None and job.progress is not None:
             left_s = job.progress.eta_s
-        if left_s is None:
-            elapsed_s = self.now - job.attempts[-1].started_at
-            left_s = still_s(self._guess(job), elapsed_s)
+        if left_s is None or (job.id not in self._basis and self._lasts(job, job.slots[0]) is None):
+            guessed_s = still_s(self._guess(job), self.now - job.attempts[-1].started_at)
+            left_s = guessed_s if left_s is None else left_s
         else:
             self._basis.setdefault(job.id, Basis.HISTORY)
         # its own word is in the numbers now; later in the night it would be an old one
@@ -423,12 +423,13 @@ class _Ahead:
         return min(UNKNOWN_S if guess_s is None else guess_s, job.max_runtime_s or math.inf)
 
     def _seconds(self, job_id: str) -> float | None:
-        """What `plan` is told of a job: what is known, never a guess."""
+        """What `plan` is told of a job, as the ledger would: what is known, and a guess of what runs."""
         if (run := self._running.get(job_id)) is not None:
             basis = self._basis.get(job_id)
-            if basis is Basis.HISTORY:  # near its end it will be told as history tells it then
-                return still_s(run.end_at - run.start_at, self.now - run.start_at)
-            return max(0.0, run.end_at - self.now) if basis is Basis.PROGRESS else None
+            if basis is Basis.PROGRESS:
+                return max(0.0, run.end_at - self.now)
+            # near its end it will be told as history tells it then
+            return None if basis is Basis.UNKNOWN else still_s(run.end_at - run.start_at, self.now - run.start_at)
         known_s = self._base.expected_s.get(job_id)
         return self._left_s.get(job_id, known_s) if known_s is not None else None
 

@@ -124,7 +124,10 @@ class History:
 
 
 class Expectations(Mapping[str, float]):
-    """Seconds by job, for the planner: made when asked for, and remembered while record and history stay the same."""
+    """Seconds by job, for the planner: made when asked for, and remembered while record and history stay the same.
+
+    Of a waiting job like no other nothing is said, of a running one a guess.
+    """
 
     def __init__(self, history: History):
         self._history = history
@@ -157,11 +160,17 @@ class Expectations(Mapping[str, float]):
 
     def _seconds(self, job: Job) -> float | None:
         if job.state is State.RUNNING:
-            return self._history.rest_s(job, self._now, self._cards.get(job.slots[0], ""))
+            rest_s = self._history.rest_s(job, self._now, self._cards.get(job.slots[0], ""))
+            return self._guessed_rest_s(job) if rest_s is None else rest_s
         known = self._memo.get(job.id)
         if known is None or known[0] is not job:
             known = self._memo[job.id] = (job, self._waiting_s(job))
         return known[1]
+
+    def _guessed_rest_s(self, job: Job) -> float | None:
+        """By its kind: with no end in sight at all, the slots that a gang keeps could serve nobody meanwhile."""
+        guess_s = self._history.guess_s(job.kind)
+        return None if guess_s is None else still_s(guess_s, max(0.0, self._now - job.attempts[-1].started_at))
 
     def _waiting_s(self, job: Job) -> float | None:
         """On the slowest card that it could get: to promise too much is worse."""

@@ -25,6 +25,8 @@ WEIGHTS = {Priority.HIGH: 4.0, Priority.NORMAL: 2.0, Priority.BACKLOG: 1.0}
 CARDS = {8: (6, 1.0), 12: (10, 1.2), 24: (20, 1.8), 48: (40, 2.0), 80: (70, 3.0)}
 #: What is thought of a job's length is off by so much (the sigma of a log-normal), and of some jobs nothing is known.
 ERROR_SIGMA, UNKNOWN_SHARE = 0.3, 0.1
+#: The median of what has run before: what a running job of unknown length is taken for.
+GUESS_S = 1_200.0
 #: Seconds that rounding and saving may cost.
 TOLERANCE_S = 1.0
 
@@ -98,7 +100,7 @@ def _foretold(count: int) -> Iterator[Figures]:
             played = play(night, plan, keep_facts=True)
             what = "durations as expected" if exact else "durations off by 30 %, new jobs, foreign use"
             for moment, facts in _looks(played).items():
-                told = forecast(facts, night.windows)
+                told = forecast(facts, night.windows, guess_s=lambda kind: GUESS_S)
                 errors = [
                     abs(o.end_at - played.ends[name])
                     for name, o in told.jobs.items()
@@ -151,6 +153,7 @@ def a_night(seed: int) -> Night:
         Windows.parse("22:00-08:00") if has_window else Windows(),
         speeds={slot.id: CARDS[gib][1] for slot, gib in zip(slots, memory, strict=True)},
         in_use=in_use,
+        guess_s=GUESS_S,
     )
 
 

@@ -66,6 +66,8 @@ class Night:
     #: (slot, from, to): its owner uses it.
     in_use: tuple[tuple[str, float, float], ...] = ()
     start_at: float = EVENING
+    #: What a running job of unknown length is taken for.
+    guess_s: float | None = None
 
     def speed(self, slots: Iterable[str]) -> float:
         """A gang is as fast as its slowest card."""
@@ -224,7 +226,8 @@ class _Clockwork:
         """As `daemon.history` would: what is thought, less what has been done; more, when it overruns."""
         task = self.tasks[name]
         if task.expected_s is None:
-            return None
+            known = self.night.guess_s is not None and name in self.since
+            return still_s(self.night.guess_s or 0.0, self.now - self.since[name][0]) if known else None
         done_s = task.lasts_s - self.left_s[name]
         if name not in self.since:
             return max(task.expected_s - done_s, 0.0)

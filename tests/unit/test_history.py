@@ -157,10 +157,16 @@ def test_a_job_like_no_other_is_guessed_from_its_kind() -> None:
     assert known.guess_s("generate") is None
 
 
+def test_of_a_running_job_like_no_other_the_planner_is_told_what_its_kind_takes() -> None:
+    known = history(ended(job(1), 100.0), ended(job(2, argv=["b"]), 200.0))
+    seen = Expectations(known).at(START + 30, {"3": started(job(3, argv=["x"])), "4": job(4, argv=["x"])}, {})
+    assert dict(seen) == {"3": 120.0}
+
+
 def test_the_planner_sees_seconds_by_job_for_the_slowest_card_it_could_get() -> None:
     known = history(ended(job(1), 100.0, slot="GPU-0"), ended(job(2), 40.0, slot="GPU-1"))
     jobs = {"3": job(3), "4": job(4, argv=["x"]), "5": started(job(5), slot="GPU-1")}
     seen = Expectations(known).at(START + 10, jobs, {"GPU-0": "RTX 3090", "GPU-1": "RTX 4090"})
-    assert dict(seen) == {"3": 100.0, "5": 30.0}
+    assert dict(seen) == {"3": 100.0, "5": 30.0}  # of a waiting job like no other, nothing
     known.learn(ended(job(6, argv=["x"]), 7.0))
     assert dict(seen.at(START + 20, jobs, {"GPU-0": "RTX 3090"})) == {"3": 100.0, "4": 7.0, "5": 50.0}
