@@ -122,6 +122,7 @@ class _Clockwork:
         self.to_come = sorted(night.tasks, key=lambda task: (-task.arrives_at, -task.number))
         #: Work left, in seconds on a card of speed 1.
         self.left_s = {name: task.lasts_s for name, task in self.tasks.items()}
+        self.window: tuple[float | None, float | None] | None = None
         #: Running: since when, at which speed.
         self.since: dict[str, tuple[float, float]] = {}
 
@@ -186,12 +187,18 @@ class _Clockwork:
     def _moments(self) -> Iterable[float]:
         if not self.jobs and not self.to_come:
             return
-        windows = self.night.windows
         later = [task.arrives_at for task in self.to_come[-1:]] + [self._end_of(name) for name in self.since]
         later += [at for _, start, end in self.night.in_use for at in (start, end) if at > self.now]
-        later += [at for at in (windows.closes_at(self.now, UTC), windows.opens_at(self.now, UTC)) if at is not None]
+        later += [at for at in self._window() if at is not None]
         yield from later
         yield from (at for at in self._second_thoughts() if at > self.now)
+
+    def _window(self) -> tuple[float | None, float | None]:
+        """When it closes and when it opens; found out anew when that has come."""
+        if self.window is None or any(at is not None and at <= self.now for at in self.window):
+            windows = self.night.windows
+            self.window = windows.closes_at(self.now, UTC), windows.opens_at(self.now, UTC)
+        return self.window
 
     def _second_thoughts(self) -> Iterable[float]:
         """A real planner looks every second: when backlog runs, it may decide otherwise although nothing happens."""
@@ -214,11 +221,10 @@ class _Clockwork:
         )
 
     def _facts(self) -> Facts:
-        windows = self.night.windows
+        closes_at, opens_at = self._window()
         return Facts(
             now=self.now, rig="rig", zone=UTC, slots=self._slots(), jobs=dict(self.jobs), fates=dict(self.fates),
-            window_open=windows.is_open(self.now, UTC), window_opens_at=windows.opens_at(self.now, UTC),
-            closes_at=windows.closes_at(self.now, UTC), window_end=self.night.window_end,
+            window_open=opens_at is None, window_opens_at=opens_at, closes_at=closes_at, window_end=self.night.window_end,
             expected_s={name: s for name in self.jobs if (s := self._expected_s(name)) is not None},
         )  # fmt: skip
 
