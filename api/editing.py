@@ -64,13 +64,13 @@ def retry(job_id: str, body: object, rig: Context) -> Job:
         raise InvalidSpec([FieldError("position", "is no field of a retry: the job goes behind all that wait")])
     for _ in range(TRIES):
         before = rig.store.get(job_id)
-        spec = _changed_spec(before, changes.fields, rig) if changes.fields else None
+        admitted = _changed_spec(before, changes.fields, rig) if changes.fields else None
         if not before.state.final:
-            if spec is not None and dump(spec) != before.spec:
+            if admitted is not None and dump(admitted.spec) != before.spec:
                 raise InvalidTransition(f"job {job_id} is {before.state} again already, and was left as it is")
             return before
         try:
-            return rig.store.retry(job_id, lambda job: _with(job, before, spec, changes))  # noqa: B023 - called before the next turn
+            return rig.store.retry(job_id, lambda job: _with(job, before, admitted, changes))  # noqa: B023 - called before the next turn
         except _ChangedMeanwhile:
             continue
         except InvalidTransition:
@@ -170,10 +170,10 @@ def _edited(job: Job, before: Job, admitted: Admitted | None, changes: Changes) 
     refuse_unless_waiting(job)
     if job.held != before.held:
         raise _ChangedMeanwhile
-    return _with(job, before, spec, changes)
+    return _with(job, before, admitted, changes)
 
 
-def _with(job: Job, before: Job, spec: Spec | None, changes: Changes) -> Job:
+def _with(job: Job, before: Job, admitted: Admitted | None, changes: Changes) -> Job:
     if job.spec != before.spec:
         raise _ChangedMeanwhile
     record: dict[str, Any] = {} if changes.held is None else {"held": changes.held}

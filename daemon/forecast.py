@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from daemon.explain import explain
-from daemon.history import OVERRUN, resumes
+from daemon.history import resumes, still_s
 from daemon.plan import Cancel, Facts, Interrupt, Offer, blocker, plan
+from daemon.starts import A_MOMENT_S, LONGEST_MIN_RUN_S
 from daemon.window import Windows
-from jobs.model import End, Job, Outcome, State, WishKind
+from jobs.model import End, Job, Outcome, Priority, State, WishKind
 
 DAY_S = 86_400.0
 #: So far ahead. Nobody believes a forecast beyond it.
@@ -23,10 +24,12 @@ HORIZON_S = 7 * DAY_S
 MAX_WORK = 300_000
 #: Besides its jobs, a look costs as much as so many.
 LOOK_COSTS = 50
-#: `plan` sees so many of the jobs that could start: those further back start later anyway.
-SEEN = 32
+#: `plan` sees so many of the jobs that could start, and of backlog, which fills gaps from behind. The others start later anyway.
+SEEN, BACKLOG_SEEN = 64, 16
 #: Of a job that is like no other, and of a kind that has never run.
 UNKNOWN_S = 3_600.0
+#: The planner looks so often, so it acts so much after the moment at which it could.
+LOOK_S = 1.0
 #: In one moment: what was interrupted makes room for what is offered, and so on.
 LOOKS_PER_MOMENT = 8
 #: So many times it is tried whether a late job fits when others wait.
@@ -176,12 +179,14 @@ class _Ahead:
         self._base, self._windows, self._lasts, self._guess_s = facts, windows, lasts, guess_s
         self._jobs = dict(facts.jobs)
         self._fates = dict(facts.fates)
-        self._slots = {s.slot.id: replace(s, ready=True) for s in facts.slots}
+        # a worker that starts and a card that cools will not be long; other use of a card is taken to stay
+        self._slots = {s.slot.id: replace(s, ready=True, resting=None) for s in facts.slots}
         self._waiting = {job.id: job for job in facts.waiting if not job.held}
         self._work, self._in_order = 0, True
-        self._later = sorted(
-            job.not_before for job in self._waiting.values() if job.not_before and job.not_before > facts.now
-        )
+        #: Moments at which nothing happens, but the planner may think again.
+        self._later = [job.not_before for job in self._waiting.values() if job.not_before]
+        heapq.heapify(self._later)
+        self._some_give_way = any(job.priority is Priority.BACKLOG for job in facts.jobs.values())
         self._ends: list[tuple[float, str]] = []
         self._running: dict[str, Run] = {}
         self._left_s: dict[str, float] = {}
@@ -230,7 +235,7 @@ class _Ahead:
 
     def _next_moment(self) -> float | None:
         while self._later and self._later[0] <= self.now:
-            self._later.pop(0)
+            heapq.heappop(self._later)
         while self._ends and not self._is_end(*self._ends[0]):
             heapq.heappop(self._ends)
         moments = [self._closes_at, self._opens_at, *self._later[:1], *(end for end, _ in self._ends[:1])]
@@ -284,13 +289,17 @@ class _Ahead:
             self._in_order = True
         able: list[Job] = []
         never: list[Job] = []
+        left = {True: BACKLOG_SEEN, False: SEEN}
         self._work += LOOK_COSTS
         for job in self._waiting.values():
             self._work += 1
-            if blocker(facts, job) is None:
-                able.append(job)
-                if len(able) == SEEN:
+            is_backlog = job.priority is Priority.BACKLOG
+            if not left[is_backlog]:
+                if not self._some_give_way or not any(left.values()):
                     break
+            elif blocker(facts, job) is None:
+                able.append(job)
+                left[is_backlog] -= 1
             elif job.after and not any(parent in self._jobs for parent, _ in job.parents):
                 never.append(job)
         return able, never
@@ -308,9 +317,9 @@ class _Ahead:
         left_s = self._base.expected_s.get(job.id)
         if left_s is None and job.progress is not None:
             left_s = job.progress.eta_s
-        if left_s is None:
-            elapsed_s = self.now - job.attempts[-1].started_at
-            left_s = max(self._guess(job) - elapsed_s, OVERRUN * elapsed_s)
+        if left_s is None or (job.id not in self._basis and self._lasts(job, job.slots[0]) is None):
+            guessed_s = still_s(self._guess(job), self.now - job.attempts[-1].started_at)
+            left_s = guessed_s if left_s is None else left_s
         else:
             self._basis.setdefault(job.id, Basis.HISTORY)
         # its own word is in the numbers now; later in the night it would be an old one
@@ -334,6 +343,23 @@ class _Ahead:
         run = Run(job.id, slots, start_at, self.now + left_s)
         self._running[job.id] = run
         heapq.heappush(self._ends, (run.end_at, job.id))
+        for moment in self._second_thoughts(job, run):
+            heapq.heappush(self._later, moment)
+
+    def _second_thoughts(self, job: Job, run: Run) -> Iterator[float]:
+        """When the planner may decide otherwise although nothing happens: it looks every second, the forecast does not."""
+        policy = self._base.policy
+        if policy.start_gap_s:
+            yield self.now + policy.start_gap_s
+        if not self._some_give_way:
+            return
+        yield run.end_at - policy.saving_s - A_MOMENT_S + LOOK_S
+        if job.priority is Priority.BACKLOG:
+            run_s, longest_s = policy.min_run_s, max(LONGEST_MIN_RUN_S, policy.min_run_s)
+            while 0 < run_s < longest_s:
+                yield run.start_at + run_s
+                run_s *= 2
+            yield run.start_at + longest_s
 
     def _finish(self, job_id: str) -> None:
         self._close(job_id, done=True)
@@ -345,7 +371,7 @@ class _Ahead:
             return False
         run = self._close(job_id, done=False)
         job = self._jobs[job_id]
-        self._left_s[job_id] = run.end_at - self.now if resumes(job) else self._whole_s(job, run)
+        self._left_s[job_id] = run.end_at - (self.now if resumes(job) else run.start_at)
         back = job.ended(fence=job.fence, outcome=Outcome(end=End.INTERRUPTED), now=self.now)
         self._jobs[job_id] = back
         self._waiting[job_id], self._in_order = back, False
@@ -396,17 +422,14 @@ class _Ahead:
         self._basis[job.id] = Basis.UNKNOWN if guess_s is None else Basis.GUESS
         return min(UNKNOWN_S if guess_s is None else guess_s, job.max_runtime_s or math.inf)
 
-    def _whole_s(self, job: Job, run: Run) -> float:
-        whole_s = self._lasts(self._base.jobs[job.id], run.slots[0])
-        return whole_s if whole_s is not None else max(run.end_at - run.start_at, self._guess(job))
-
     def _seconds(self, job_id: str) -> float | None:
-        """What `plan` is told of a job: what is known, never a guess."""
+        """What `plan` is told of a job, as the ledger would: what is known, and a guess of what runs."""
         if (run := self._running.get(job_id)) is not None:
             basis = self._basis.get(job_id)
+            if basis is Basis.PROGRESS:
+                return max(0.0, run.end_at - self.now)
             # near its end it will be told as history tells it then
-            least_s = OVERRUN * (self.now - run.start_at) if basis is Basis.HISTORY else 0.0
-            return max(least_s, run.end_at - self.now) if basis in (Basis.HISTORY, Basis.PROGRESS) else None
+            return None if basis is Basis.UNKNOWN else still_s(run.end_at - run.start_at, self.now - run.start_at)
         known_s = self._base.expected_s.get(job_id)
         return self._left_s.get(job_id, known_s) if known_s is not None else None
 

@@ -18,8 +18,8 @@ KEPT_PER_SHAPE = 20
 KEPT_SHAPES = 10_000
 #: Step counts this far apart tell the time before the first step from the time per step.
 STEPS_APART = 1.3
-#: A job that is over its time gets a rest that grows with it.
-OVERRUN = 0.1
+#: A job that is over its time has a little left, and more the longer it is over it.
+OVERRUN_BASE, OVERRUN_GROWTH = 0.05, 0.5
 #: Fields that change neither time nor memory.
 NO_MATTER = frozenset({
     "name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "vram_gib", "seed", "retries",
@@ -113,7 +113,7 @@ class History:
         if expected is None:
             return None
         earlier_s = sum(_ran_s(run) for run in job.attempts[:-1] if run.end is End.INTERRUPTED) if resumes(job) else 0.0
-        return max(expected.median_s - earlier_s - elapsed_s, OVERRUN * elapsed_s)
+        return still_s(expected.median_s - earlier_s, elapsed_s)
 
     def guess_s(self, kind: str) -> float | None:
         """The median of a kind: for a job that is like no other."""
@@ -134,7 +134,10 @@ class History:
 
 
 class Expectations(Mapping[str, float]):
-    """Seconds by job, for the planner: made when asked for, and remembered while record and history stay the same."""
+    """Seconds by job, for the planner: made when asked for, and remembered while record and history stay the same.
+
+    Of a waiting job like no other nothing is said, of a running one a guess.
+    """
 
     def __init__(self, history: History):
         self._history = history
@@ -167,11 +170,17 @@ class Expectations(Mapping[str, float]):
 
     def _seconds(self, job: Job) -> float | None:
         if job.state is State.RUNNING:
-            return self._history.rest_s(job, self._now, self._cards.get(job.slots[0], ""))
+            rest_s = self._history.rest_s(job, self._now, self._cards.get(job.slots[0], ""))
+            return self._guessed_rest_s(job) if rest_s is None else rest_s
         known = self._memo.get(job.id)
         if known is None or known[0] is not job:
             known = self._memo[job.id] = (job, self._waiting_s(job))
         return known[1]
+
+    def _guessed_rest_s(self, job: Job) -> float | None:
+        """By its kind: with no end in sight at all, the slots that a gang keeps could serve nobody meanwhile."""
+        guess_s = self._history.guess_s(job.kind)
+        return None if guess_s is None else still_s(guess_s, max(0.0, self._now - job.attempts[-1].started_at))
 
     def _waiting_s(self, job: Job) -> float | None:
         """On the slowest card that it could get: to promise too much is worse."""
@@ -198,6 +207,12 @@ def shapes(job: Job, *, similar: bool = True) -> list[Shape]:
     if similar:
         found.append((job.kind, gpus, "model", *model))
     return found
+
+
+def still_s(expected_s: float, elapsed_s: float) -> float:
+    """What is left of a run that was expected to take so long. Never nothing: it still runs."""
+    over_s = elapsed_s - expected_s
+    return max(-over_s, OVERRUN_BASE * elapsed_s + OVERRUN_GROWTH * over_s)
 
 
 def steps_of(job: Job) -> float | None:

@@ -22,6 +22,7 @@ from many import batch, drain
 from nights import nights
 from planning import planning
 from quiet import idle, transactions
+from real_night import foretold
 from rig import BenchFailed
 from starts import next_job, start
 from warm import warm
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "transactions": transactions,
     "plan": planning,
     "nights": nights,
+    "foretold": foretold,
     "cli": cli,
     "sampler": sampler,
     "history": history,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from zoneinfo import ZoneInfo
 
+from daemon.history import still_s
 from daemon.plan import Cancel, Decision, Facts, Interrupt, Offer, SlotFacts
 from daemon.rig import Slot
 from daemon.window import Windows
@@ -18,6 +19,8 @@ UTC = ZoneInfo("UTC")
 EVENING = 1_795_644_000.0
 #: However badly a planner does: nobody waits for the result for ever.
 MOST_EVENTS = 200_000
+#: How long the planner lets backlog run before it gives way, and how near an end it waits instead (daemon.starts).
+GUARDS_S, ALMOST_S = (60.0, 120.0, 240.0, 300.0), 44.0
 IN_USE = "in use by its owner"
 
 Planner = Callable[[Facts], list[Decision]]
@@ -63,6 +66,8 @@ class Night:
     #: (slot, from, to): its owner uses it.
     in_use: tuple[tuple[str, float, float], ...] = ()
     start_at: float = EVENING
+    #: What a running job of unknown length is taken for.
+    guess_s: float | None = None
 
     def speed(self, slots: Iterable[str]) -> float:
         """A gang is as fast as its slowest card."""
@@ -117,6 +122,7 @@ class _Clockwork:
         self.to_come = sorted(night.tasks, key=lambda task: (-task.arrives_at, -task.number))
         #: Work left, in seconds on a card of speed 1.
         self.left_s = {name: task.lasts_s for name, task in self.tasks.items()}
+        self.window: tuple[float | None, float | None] | None = None
         #: Running: since when, at which speed.
         self.since: dict[str, tuple[float, float]] = {}
 
@@ -181,11 +187,30 @@ class _Clockwork:
     def _moments(self) -> Iterable[float]:
         if not self.jobs and not self.to_come:
             return
-        windows = self.night.windows
         later = [task.arrives_at for task in self.to_come[-1:]] + [self._end_of(name) for name in self.since]
         later += [at for _, start, end in self.night.in_use for at in (start, end) if at > self.now]
-        later += [at for at in (windows.closes_at(self.now, UTC), windows.opens_at(self.now, UTC)) if at is not None]
+        later += [at for at in self._window() if at is not None]
         yield from later
+        yield from (at for at in self._second_thoughts() if at > self.now)
+
+    def _window(self) -> tuple[float | None, float | None]:
+        """When it closes and when it opens; found out anew when that has come."""
+        if self.window is None or any(at is not None and at <= self.now for at in self.window):
+            windows = self.night.windows
+            self.window = windows.closes_at(self.now, UTC), windows.opens_at(self.now, UTC)
+        return self.window
+
+    def _second_thoughts(self) -> Iterable[float]:
+        """A real planner looks every second: when backlog runs, it may decide otherwise although nothing happens."""
+        if all(self.tasks[name].priority is not Priority.BACKLOG for name in self.since):
+            return
+        for name, (since, speed) in self.since.items():
+            task = self.tasks[name]
+            if task.expected_s is not None:
+                done_s = task.lasts_s - self.left_s[name]
+                yield since + (task.expected_s - done_s) / speed - ALMOST_S
+            if task.priority is Priority.BACKLOG:
+                yield from (since + guard_s for guard_s in GUARDS_S)
 
     def _slots(self) -> tuple[SlotFacts, ...]:
         taken = {slot: name for name, job in self.jobs.items() for slot in job.slots}
@@ -196,11 +221,10 @@ class _Clockwork:
         )
 
     def _facts(self) -> Facts:
-        windows = self.night.windows
+        closes_at, opens_at = self._window()
         return Facts(
             now=self.now, rig="rig", zone=UTC, slots=self._slots(), jobs=dict(self.jobs), fates=dict(self.fates),
-            window_open=windows.is_open(self.now, UTC), window_opens_at=windows.opens_at(self.now, UTC),
-            closes_at=windows.closes_at(self.now, UTC), window_end=self.night.window_end,
+            window_open=opens_at is None, window_opens_at=opens_at, closes_at=closes_at, window_end=self.night.window_end,
             expected_s={name: s for name in self.jobs if (s := self._expected_s(name)) is not None},
         )  # fmt: skip
 
@@ -208,13 +232,14 @@ class _Clockwork:
         """As `daemon.history` would: what is thought, less what has been done; more, when it overruns."""
         task = self.tasks[name]
         if task.expected_s is None:
-            return None
+            known = self.night.guess_s is not None and name in self.since
+            return still_s(self.night.guess_s or 0.0, self.now - self.since[name][0]) if known else None
         done_s = task.lasts_s - self.left_s[name]
         if name not in self.since:
             return max(task.expected_s - done_s, 0.0)
         since, speed = self.since[name]
         elapsed_s = self.now - since
-        return max((task.expected_s - done_s) / speed - elapsed_s, elapsed_s / 10)
+        return still_s((task.expected_s - done_s) / speed, elapsed_s)
 
 
 def play(night: Night, planner: Planner, *, keep_facts: bool = False) -> Played:

@@ -21,7 +21,7 @@ from model_folders import LLAMA_3_8B, write_model
 from until import until
 
 from api.cli import demo, overnight, submit
-from daemon.rig import Slot
+from daemon.rig import Slot, cpu_slots
 from daemon.store import Store
 from jobs.model import Cause, End, Outcome, Progress, State
 from jobs.rundir import run_dir
@@ -193,6 +193,23 @@ def test_a_job_is_queued_and_the_way_on_is_told(api: Api):
     [job] = api.store.page(limit=5).jobs
     assert job.spec["argv"] == ["echo", "--loud"]
     assert job.tags == ("a",)
+
+
+def test_submit_says_when_the_job_is_expected_to_start_and_the_plan_draws_it(api: Api):
+    api.store.describe_rig("rig", {"slots": [slot.to_json() for slot in cpu_slots(1)]})
+    result = api.submit("run", "--", "sleep", "1")
+    assert "Expected: starts now; when it ends is not known (nothing like it has run yet)." in result.stdout
+    before = stored(api)
+    drawn = api.overnight("plan", "--what-if", str(ROOT / "deploy/examples/command.toml")).stdout
+    assert re.search(r"^0 CPU slot 0 +┃1", drawn, re.MULTILINE), drawn
+    assert "what if" in drawn and stored(api) == before
+
+
+def test_a_submission_succeeds_although_nobody_says_when_it_will_start(api: Api, cable: Cable):
+    cable.cut_next = "GET /api/v1/jobs/"
+    result = api.submit("run", "true", OVERNIGHT_URL=cable.url)
+    assert result.exit_code == 0 and "Expected" not in result.output
+    assert stored(api) == 1 and sum("/plan" in request for request in cable.requests) == 1
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(api: Api):

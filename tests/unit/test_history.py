@@ -139,7 +139,7 @@ def test_a_running_job_is_asked_first() -> None:
 def test_a_job_that_overruns_gets_a_rest_that_grows_and_is_never_negative() -> None:
     known, run = history(ended(job(1), 100.0)), started(job(2))
     rests = [known.rest_s(run, START + elapsed, "") or 0.0 for elapsed in (99.0, 200.0, 1000.0)]
-    assert rests == [pytest.approx(9.9), pytest.approx(20.0), pytest.approx(100.0)]
+    assert rests == [pytest.approx(4.45), pytest.approx(60.0), pytest.approx(500.0)]
 
 
 def test_memory_is_learned_from_the_same_shape_and_from_nothing_else() -> None:
@@ -165,10 +165,16 @@ def test_a_job_like_no_other_is_guessed_from_its_kind() -> None:
     assert known.guess_s("generate") is None
 
 
+def test_of_a_running_job_like_no_other_the_planner_is_told_what_its_kind_takes() -> None:
+    known = history(ended(job(1), 100.0), ended(job(2, argv=["b"]), 200.0))
+    seen = Expectations(known).at(START + 30, {"3": started(job(3, argv=["x"])), "4": job(4, argv=["x"])}, {})
+    assert dict(seen) == {"3": 120.0}
+
+
 def test_the_planner_sees_seconds_by_job_for_the_slowest_card_it_could_get() -> None:
     known = history(ended(job(1), 100.0, slot="GPU-0"), ended(job(2), 40.0, slot="GPU-1"))
     jobs = {"3": job(3), "4": job(4, argv=["x"]), "5": started(job(5), slot="GPU-1")}
     seen = Expectations(known).at(START + 10, jobs, {"GPU-0": "RTX 3090", "GPU-1": "RTX 4090"})
-    assert dict(seen) == {"3": 100.0, "5": 30.0}
+    assert dict(seen) == {"3": 100.0, "5": 30.0}  # of a waiting job like no other, nothing
     known.learn(ended(job(6, argv=["x"]), 7.0))
     assert dict(seen.at(START + 20, jobs, {"GPU-0": "RTX 3090"})) == {"3": 100.0, "4": 7.0, "5": 50.0}
