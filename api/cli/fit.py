@@ -48,7 +48,7 @@ def fit(session: Session, file: str, sets: tuple[str, ...]) -> None:
 
 def _documents(session: Session, file: str) -> Iterator[tuple[Json, Json]]:
     """Every document that is meant, with what its local data files hold."""
-    from api.cli import documents
+    from api.cli import documents, output
 
     path = Path(file)
     if not path.exists():
@@ -61,4 +61,16 @@ def _documents(session: Session, file: str) -> Iterator[tuple[Json, Json]]:
     reports = documents.check_rows(body, folders)
     documents.name_files(body, folders)
     for document in documents.members(body):
-        yield document, reports
+        if not documents.is_batch(body):
+            yield document, reports
+        elif local := [name for name in ("model", "adapter", "data", "eval_data") if _is_local(document.get(name))]:
+            output.say(
+                f"{document.get('id') or document.get('name') or 'A job'}: its {local[0]} is still to come from {document[local[0]]}."
+            )
+        else:
+            yield {name: value for name, value in document.items() if name not in ("id", "after")}, reports
+
+
+def _is_local(value: object) -> bool:
+    """Whether it names a job of the same file, which has no number yet."""
+    return isinstance(value, str) and value.startswith("job:") and not JOB_ID.fullmatch(value)

@@ -266,6 +266,21 @@ def test_what_fits_is_told_before_anything_is_sent(api: Api, cable: Cable, big_m
     assert not (api.home / "inputs").exists()
 
 
+def test_every_job_of_a_file_is_asked_about_but_those_that_need_another_ones_result(
+    api: Api, big_model: str, tmp_path: Path
+):
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    train = {"id": "train", "kind": "finetune", "model": big_model, "data": "rows.jsonl"}
+    answer = {"id": "ask", "kind": "generate", "model": "job:train", "data": "rows.jsonl", "after": ["train"]}
+    (tmp_path / "night.json").write_text(
+        json.dumps({"jobs": [train, answer, {**train, "id": "again", "after": ["ask"]}]})
+    )
+    result = api.overnight("fit", str(tmp_path / "night.json"), "--json")
+    assert result.exit_code == 0, result.output
+    assert [view["fits"] for view in json.loads(result.stdout)["estimates"]] == [True, True]
+    assert "ask: its model is still to come from job:train." in result.stderr
+
+
 def test_a_job_that_waits_can_be_asked_about_too(api: Api):
     job_id = api.queue(vram_gib=2)
     result = api.overnight("fit", job_id)
