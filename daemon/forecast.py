@@ -34,6 +34,8 @@ LOOK_S = 1.0
 LOOKS_PER_MOMENT = 8
 #: So many times it is tried whether a late job fits when others wait.
 TRIALS = 5
+#: And so often whether one of them need not wait after all.
+PRUNED = 8
 
 
 class Basis(StrEnum):
@@ -160,15 +162,33 @@ def give_way(facts: Facts, found: Forecast, again: Callable[..., Forecast]) -> G
     needed_s = _overshoot_s(found, job)
     for _ in range(TRIALS):
         hold = _enough(in_its_way, needed_s)
-        jobs = {name: replace(other, held=True) if name in hold else other for name, other in facts.jobs.items()}
-        then = again(replace(facts, jobs=jobs), horizon_s=found.deadline - facts.now, until_done=job.id)
-        end_at = then.jobs[job.id].end_at
-        if end_at is not None and end_at <= found.deadline:
-            return GiveWay(job.id, hold, end_at)
+        if (end_at := _end_without(facts, found, job, hold, again)) is not None:
+            return _fewer(facts, found, GiveWay(job.id, hold, end_at), again)
         if len(hold) == len(in_its_way):
             break
         needed_s *= 2
     return GiveWay(job.id, (), None)
+
+
+def _fewer(facts: Facts, found: Forecast, gives: GiveWay, again: Callable[..., Forecast]) -> GiveWay:
+    """Without those that need not wait, the most important first."""
+    job = facts.jobs[gives.job]
+    for name in sorted(gives.hold, key=lambda name: _place(facts.jobs[name]))[:PRUNED]:
+        fewer = tuple(other for other in gives.hold if other != name)
+        if fewer and (end_at := _end_without(facts, found, job, fewer, again)) is not None:
+            gives = GiveWay(job.id, fewer, end_at)
+    return gives
+
+
+def _end_without(
+    facts: Facts, found: Forecast, job: Job, hold: Collection[str], again: Callable[..., Forecast]
+) -> float | None:
+    """When the job ends while these are held, if that is in time."""
+    deadline = found.deadline or 0.0
+    jobs = {name: replace(other, held=True) if name in hold else other for name, other in facts.jobs.items()}
+    then = again(replace(facts, jobs=jobs), horizon_s=deadline - facts.now, until_done=job.id)
+    end_at = then.jobs[job.id].end_at
+    return end_at if end_at is not None and end_at <= deadline else None
 
 
 class _Ahead:

@@ -16,6 +16,7 @@ Json = dict[str, Any]
 
 #: Lanes are drawn for so long at most.
 LONGEST, SHORTEST = timedelta(hours=24), timedelta(minutes=2)
+UNMISTAKABLE, WEEK = timedelta(hours=20), timedelta(days=6)
 #: Without --all, so many jobs are listed.
 LISTED = 40
 #: Fewer columns than this for the time and a lane says nothing.
@@ -56,9 +57,7 @@ def expectation(planned: Mapping[str, Any], *, now: datetime | None = None) -> s
         return ""
     soon = "now" if start <= now + timedelta(seconds=5) else "within a minute"
     starts = (
-        f"starts {soon}"
-        if start <= now + timedelta(minutes=1)
-        else f"starts about {output.clock(planned['start_at'], now=now)}"
+        f"starts {soon}" if start <= now + timedelta(minutes=1) else f"starts about {_when(planned['start_at'], now)}"
     )
     if planned["basis"] == "unknown" or planned.get("end_at") is None:
         why = "nothing like it has run yet" if planned["basis"] == "unknown" else "it ends beyond the forecast"
@@ -66,7 +65,7 @@ def expectation(planned: Mapping[str, Any], *, now: datetime | None = None) -> s
     guess = " (a guess: nothing like it has run yet)" if planned["basis"] == "guess" else ""
     unsure = " (jobs before it are of unknown length)" if not planned["sure"] and not guess else ""
     late = ", after the window closes" if planned.get("late") else ""
-    return f"Expected: {starts}, ends about {output.clock(planned['end_at'], now=now)}{late}{guess or unsure}."
+    return f"Expected: {starts}, ends about {_when(planned['end_at'], now)}{late}{guess or unsure}."
 
 
 # -- the drawing ----------------------------------------------------------------------------------------------------------
@@ -95,13 +94,13 @@ def lanes(found: Json, columns: int) -> list[str]:
 
 
 def _extent(found: Json) -> tuple[datetime, datetime]:
-    """From now to the last end, a day at most; to the deadline, when that is not far behind it."""
+    """From now to the deadline; to the last end, when that is long before it or there is no deadline. A day at most."""
     start = output.moment(found["at"]) or datetime.now().astimezone()
     ends = [output.moment(run["end_at"]) for lane in found["lanes"] for run in lane["runs"]]
     last = max((end for end in ends if end), default=start)
     deadline = output.moment(found["deadline"])
-    if deadline is not None and deadline - start < 2 * (last - start):
-        last = max(last, deadline)
+    if deadline is not None and start < deadline < start + 2 * (last - start):
+        last = deadline
     return start, max(start + SHORTEST, min(last, start + LONGEST))
 
 
@@ -158,10 +157,10 @@ def jobs_table(found: Json, jobs: Sequence[Json]) -> str:
 def _row(job: Json, places: Mapping[str, str], found: Json) -> list[str]:
     gpus = " ".join(places.get(slot, slot) for slot in job["slots"]) or f"{job['gpus']}x"
     now = output.moment(found["at"])
-    starts = "runs" if job["state"] == "running" else output.clock(job["start_at"], now=now)
-    ends = output.clock(job["end_at"], now=now)
+    starts = "runs" if job["state"] == "running" else _when(job["start_at"], now)
+    ends = _when(job["end_at"], now)
     if job["basis"] == "unknown" and ends:
-        ends = f"≥ {output.clock(max(found['at'], job['start_at']), now=now)}"
+        ends = f"≥ {_when(max(found['at'], job['start_at']), now)}"
     elif ends and not job["sure"]:
         ends = f"~ {ends}"
     notes = ["what if"] if job["id"] in found["what_if"] else []
@@ -175,7 +174,8 @@ def _row(job: Json, places: Mapping[str, str], found: Json) -> list[str]:
 
 def verdict(found: Json) -> Iterator[str]:
     """Will it be done by morning? And if not, what would have to give."""
-    deadline = found["deadline"]
+    now = output.moment(found["at"])
+    deadline = _when(found["deadline"], now)
     ends = [end for job in found["jobs"] if (end := output.moment(job["end_at"]))]
     if any(job["basis"] == "unknown" for job in found["jobs"]):
         yield "≥: nothing like it has run yet, so its length is not known; an hour is assumed for what comes after it."
@@ -184,27 +184,36 @@ def verdict(found: Json) -> Iterator[str]:
     if found["cut"]:
         yield "The queue is too long for a forecast of all of it."
     if not found["late"]:
-        if deadline is not None:
-            yield f"Everything that can run will be done by {output.clock(deadline)}."
+        if deadline:
+            yield f"Everything that can run will be done by {deadline}."
         elif ends:
             yield f"The last one ends about {max(ends):%a %H:%M}."
         return
     count = len(found["late"])
     names = ", ".join(found["late"][:10]) + (f" and {count - 10} more" if count > 10 else "")
-    yield f"{count} job{'s' if count > 1 else ''} will not be done by {output.clock(deadline)}: {names}."
+    yield f"{count} job{'s' if count > 1 else ''} will not be done by {deadline}: {names}."
     if gives := found["give_way"]:
-        yield _give_way_words(gives, deadline)
+        yield _give_way_words(gives, deadline, now)
 
 
-def _give_way_words(gives: Json, deadline: str) -> str:
+def _give_way_words(gives: Json, deadline: str, now: datetime | None) -> str:
     if not gives["hold"]:
         return f"Job {gives['job']} would be late even if nothing ran before it."
     hold = gives["hold"]
     named = " and ".join(filter(None, [", ".join(hold[:-1]), hold[-1]]))
     return (
-        f"For job {gives['job']} to be done by {output.clock(deadline)}, {named} would have to wait"
-        f" (overnight hold {' '.join(hold)}): it would end about {output.clock(gives['end_at'])}."
+        f"For job {gives['job']} to be done by {deadline}, {named} would have to wait"
+        f" (overnight hold {' '.join(hold)}): it would end about {_when(gives['end_at'], now)}."
     )
+
+
+def _when(iso: str | None, now: datetime | None) -> str:
+    """A time of day; with the day where it could be mistaken for tonight's."""
+    then = output.moment(iso)
+    if then is None:
+        return ""
+    near = now is None or abs(then - now) < UNMISTAKABLE
+    return f"{then:%H:%M}" if near else f"{then:%a %H:%M}" if then - (now or then) < WEEK else f"{then:%b %d %H:%M}"
 
 
 def _shortened(found: Json) -> list[Json]:
