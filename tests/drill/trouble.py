@@ -11,6 +11,8 @@ from scene import Hit, Impossible, Scene, Skip
 from user import NoAnswer, Refused
 
 HELD_S = (1.0, 4.0)
+#: A job of several GPUs may not be able to start again before the owner resumes the card.
+JUDGED_WITHIN_S = 15.0
 
 
 # -- the disk and the plug ------------------------------------------------------------------------------------------------
@@ -96,6 +98,7 @@ def gpu_lost(scene: Scene) -> Hit:
     victim = scene.victim()
     nvml, rig = scene.nvml, scene.rig
     index = next(i for i in range(8) if nvml.uuid(i) == victim.slot)
+    hit_at = time.time()
     nvml.lose(index, xid=79)
 
     def known() -> bool:
@@ -109,6 +112,10 @@ def gpu_lost(scene: Scene) -> Hit:
         scene.after(1.0, resume)
 
     def resume() -> None:
+        # it is taken out of service when its job has been judged: on a busy machine that may come after the repair
+        judged = scene.ledgers.starts(victim.job, after=hit_at) or scene.has_ended(victim.job)
+        if not judged and time.time() < hit_at + JUDGED_WITHIN_S:
+            return scene.after(0.5, resume)
         try:
             rig.user.post(f"/gpus/{victim.slot}/resume")
         except NoAnswer:
