@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 MAX_SOCKET_PATH_BYTES = 107
 #: A year's queue loads in seconds.
 START_TIMEOUT_S = 120.0
+#: While it loads, a server answers every few moments that it does: one that says nothing for so long hangs.
+SILENT_S = 20.0
 KILL_TIMEOUT_S = 10.0
 POLL_S = 0.005
 #: The server's word for a file that it cannot read.
@@ -133,7 +135,13 @@ def _launch(program: Path, folder: Path, socket: Path) -> Server:
 def _loaded(socket: Path, pid: int, words: Path) -> Server:
     """The server when it takes commands; before, it answers that it is loading its file."""
     server, deadline = Server(socket, pid), time.monotonic() + START_TIMEOUT_S
-    while not _takes_commands(socket):
+    heard_at = time.monotonic()
+    while not (said := _says(socket)).ready:
+        heard_at = time.monotonic() if said.anything else heard_at
+        if time.monotonic() - heard_at > SILENT_S and is_alive(pid):
+            # it may not have written its number yet: nobody else could find it later
+            _end(server)
+            raise RedisUnavailable(f"Redis (process {pid}) hung while it started, and was killed. See {words}.")
         if not is_alive(pid):
             server.collect()
             raise RedisUnavailable(f"Redis ended at its start. Its last words, from {words}:\n{_tail(words)}")
@@ -153,13 +161,19 @@ def _end_silent_server(folder: Path) -> None:
     if not ours or not is_alive(pid):
         return
     log.error("Redis (process %d) does not answer: it is killed; what it acknowledged is on disk", pid)
-    send(pid, signal.SIGKILL)
+    _end(Server(folder, pid))
+
+
+def _end(server: Server) -> None:
+    send(server.pid, signal.SIGKILL)
     deadline = time.monotonic() + KILL_TIMEOUT_S
-    while is_alive(pid):
+    while is_alive(server.pid):
         if time.monotonic() > deadline:
-            raise RedisUnavailable(f"Redis (process {pid}) hangs in the kernel and cannot be killed: is the disk well?")
+            raise RedisUnavailable(
+                f"Redis (process {server.pid}) hangs in the kernel and cannot be killed: is the disk well?"
+            )
         time.sleep(POLL_S)
-    Server(folder, pid).collect()
+    server.collect()
 
 
 def _repair(program: Path, folder: Path) -> bool:
@@ -230,12 +244,22 @@ def _answers(socket: Path) -> int | None:
         client.close()
 
 
-def _takes_commands(socket: Path) -> bool:
+@dataclass(frozen=True)
+class Said:
+    """What a server that starts says: that it takes commands, or at least that it loads its file."""
+
+    ready: bool = False
+    anything: bool = False
+
+
+def _says(socket: Path) -> Said:
     client = redis.Redis(unix_socket_path=str(socket), retry=NO_RETRY, socket_timeout=5)
     try:
-        return bool(client.ping())
+        return Said(ready=bool(client.ping()), anything=True)
+    except redis.BusyLoadingError:
+        return Said(anything=True)
     except (redis.RedisError, OSError):
-        return False
+        return Said()
     finally:
         client.close()
 

@@ -173,7 +173,7 @@ class Night:
             self._tend()
             if time.time() > deadline:
                 self._scene.violation(f"{name} ({hit.what}): not over after {RECOVERY_LIMIT_S:.0f} s")
-                self._scene.say(self._checker.situation())
+                self._scene.say(f"{self._checker.situation()}\n{self._scene.rig.log_tail(120)}")
                 return None
             time.sleep(0.01)
         if over is not True and alone:

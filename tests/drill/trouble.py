@@ -11,6 +11,8 @@ from scene import Hit, Impossible, Scene, Skip
 from user import NoAnswer, Refused
 
 HELD_S = (1.0, 4.0)
+#: A job of several GPUs may not be able to start again before the owner lets the card back.
+JUDGED_WITHIN_S = 15.0
 
 
 # -- the disk and the plug ------------------------------------------------------------------------------------------------
@@ -90,12 +92,13 @@ def _first_start(scene: Scene, after: float) -> float | None:
 
 @kind("GPU lost under a job")
 def gpu_lost(scene: Scene) -> Hit:
-    """It falls off the bus with XID 79, and takes the program along. Later it is well again, and its owner resumes it."""
+    """It falls off the bus with XID 79, and takes the program along. Later it is well again, and its owner lets it back."""
     if scene.nvml is None:
         raise Impossible("this rig has no GPUs")
     victim = scene.victim()
     nvml, rig = scene.nvml, scene.rig
     index = next(i for i in range(8) if nvml.uuid(i) == victim.slot)
+    hit_at = time.time()
     nvml.lose(index, xid=79)
 
     def known() -> bool:
@@ -106,15 +109,19 @@ def gpu_lost(scene: Scene) -> Hit:
         nvml.recover(index)
         if pid := rig.helper("daemon.sampler"):  # it would look for the card again in 30 s
             os.kill(pid, signal.SIGKILL)
-        scene.after(1.0, resume)
+        scene.after(1.0, release)
 
-    def resume() -> None:
+    def release() -> None:
+        # it is taken out of service when its job has been judged: on a busy machine that may come after the repair
+        judged = scene.ledgers.starts(victim.job, after=hit_at) or scene.has_ended(victim.job)
+        if not judged and time.time() < hit_at + JUDGED_WITHIN_S:
+            return scene.after(0.5, release)
         try:
-            rig.user.post(f"/gpus/{victim.slot}/resume")
+            rig.user.post(f"/gpus/{victim.slot}/release")
         except NoAnswer:
-            scene.after(0.5, resume)
+            scene.after(0.5, release)
         except Refused as error:  # a daemon that started while the card was away must know it, too
-            scene.violation(f"{victim.slot} cannot be resumed: {error}")
+            scene.violation(f"{victim.slot} cannot be released: {error}")
 
     try:
         until(known, within_s=6.0, what="the sampler sees that the GPU is lost")

@@ -326,6 +326,27 @@ def test_a_hung_redis_is_killed_before_another_one_is_started(settings: Settings
         second.stop()
 
 
+def test_a_redis_that_hangs_before_it_takes_commands_is_killed(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_server, "SILENT_S", 1.0)
+    server, hangs = tmp_path / "server", tmp_path / "hangs"
+    server.write_text(
+        f"""#!/bin/sh
+[ "$1" != --version ] && [ -e {hangs} ] && echo $$ > {hangs} && kill -STOP $$
+exec {redis_server.binary(settings)} "$@"
+"""
+    )
+    server.chmod(0o755)
+    hangs.touch()
+    mine = settings.model_copy(update={"redis_server": server})
+    with pytest.raises(redis_server.RedisUnavailable, match="hung while it started"):
+        redis_server.start(mine)
+    assert not process_tree.is_alive(int(hangs.read_text()))
+    hangs.unlink()
+    redis_server.start(mine).stop()
+
+
 def test_a_server_that_is_still_loading_is_waited_for(settings: Settings) -> None:
     first = redis_server.start(settings)
     first.stop()
