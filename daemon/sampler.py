@@ -117,9 +117,13 @@ class Sampler:
             uuid, code = self._driver.xids.get()
             self._waiting_xids.append((at, uuid, code))
         patience_s = KERNEL_FIRST_S if self._kernel_log.source else 0.0
-        while self._waiting_xids and at - self._waiting_xids[0][0] >= patience_s:
-            _, uuid, code = self._waiting_xids.popleft()
-            self._note_xid(now, at, uuid, "nvml", code, f"XID {code}")
+        waiting, self._waiting_xids = self._waiting_xids, deque()
+        for since, uuid, code in waiting:
+            # a GPU that is gone has no time to wait: its XID must stand before its loss
+            if at - since >= patience_s or self._driver.cards[uuid].state in ("lost", "stale"):
+                self._note_xid(now, at, uuid, "nvml", code, f"XID {code}")
+            else:
+                self._waiting_xids.append((since, uuid, code))
 
     def _note_xid(
         self, now: float, at: float, uuid: str, source: str, code: int, text: str, pid: int | None = None
