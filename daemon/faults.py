@@ -60,6 +60,8 @@ XIDS = {
     155: Xid("an NVLink error", Policy.QUARANTINE),
 }
 UNKNOWN = Xid("an error that NVIDIA's catalogue does not explain", Policy.SUSPECT)
+#: What is said of a card that is gone; its XID, which says why, may come a moment later.
+LOST = "the driver lost the GPU"
 #: So many different jobs with an XID of policy JOB within this time make their GPU suspect.
 DIFFERENT_JOBS, DIFFERENT_WITHIN_S = 3, 86_400.0
 #: Failures that a broken card explains better than their own words do.
@@ -94,7 +96,7 @@ def fault_in(event: GpuEvent) -> Fault | None:
     if event.slot is None:
         return None
     if event.kind == "lost":
-        return Fault(event.slot, "the driver lost the GPU", Policy.QUARANTINE, event.at, None, event.text)
+        return Fault(event.slot, LOST, Policy.QUARANTINE, event.at, None, event.text)
     if event.kind != "xid" or event.code is None:
         return None
     xid = xid_of(event.code)

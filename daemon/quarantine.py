@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from daemon import telemetry
-from daemon.faults import DIFFERENT_WITHIN_S, Fault, Policy, fault_in, suspects
+from daemon.faults import DIFFERENT_WITHIN_S, LOST, Fault, Policy, fault_in, suspects
 from daemon.plan import Facts
 from daemon.samples import SlotNow
 from daemon.settings import Settings
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: A second fault within this time: no check lets the GPU back, a person does.
 STRIKES_WITHIN_S = 86_400.0
+#: An XID so soon after the loss of a GPU says why it was lost.
+EXPLAINED_WITHIN_S = 10.0
 CHECK_TIMEOUT_S = 120.0
 #: The check has this long to be started after a reboot: the sampler must have seen the GPU.
 CHECK_EVERY_S = 3600.0
@@ -71,7 +73,8 @@ class Quarantine:
 def imposed(before: Quarantine | None, fault: Fault, *, boot_id: str) -> Quarantine:
     """The record after a fault; the same one when it tells nothing new."""
     if before is not None and before.active:
-        return before
+        tells_why = before.reason == LOST and fault.code is not None and fault.at - before.at <= EXPLAINED_WITHIN_S
+        return replace(before, reason=fault.words, evidence=fault.evidence[:500]) if tells_why else before
     if before is not None and before.released_at is not None and fault.at <= before.released_at:
         return before  # told before the GPU was released: whoever released it knew
     again = before is not None and fault.at - before.at <= STRIKES_WITHIN_S

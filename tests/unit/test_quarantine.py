@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import pytest
 from until import until
 
-from daemon.faults import DIFFERENT_JOBS, XIDS, Fault, Policy, fault_in, fault_of, suspects, xid_of
+from daemon.faults import DIFFERENT_JOBS, LOST, XIDS, Fault, Policy, fault_in, fault_of, suspects, xid_of
 from daemon.kernel_log import KernelLog, KernelXid, bus_key, parse
 from daemon.quarantine import STRIKES_WITHIN_S, Quarantine, imposed, wants_check, well
 from daemon.samples import SlotNow
@@ -124,6 +124,13 @@ def test_a_fault_is_kept_with_its_evidence_and_a_second_one_changes_nothing() ->
     held = imposed(None, fault(), boot_id=BOOT)
     assert held is not None and held.active and held.evidence == "NVRM: Xid ..."
     assert imposed(held, fault(at=NOW + 5), boot_id=BOOT) is held
+
+
+def test_the_xid_that_comes_after_the_loss_says_why() -> None:
+    lost = Fault(GPU, LOST, Policy.QUARANTINE, NOW, None, "the driver lost it")
+    held = imposed(None, lost, boot_id=BOOT)
+    assert imposed(held, fault(at=NOW + 2), boot_id=BOOT).reason == fault().words
+    assert imposed(held, fault(at=NOW + 3600), boot_id=BOOT) is held
 
 
 def test_what_was_known_at_the_release_does_not_count_again() -> None:
