@@ -20,7 +20,7 @@ from daemon.plan import Facts
 from jobs.model import Job
 
 #: A submission waits for the answer: less work than for the whole night.
-WORK_FOR_ONE = 60_000
+WORK_FOR_ONE = 150_000
 #: Epoch seconds that every calendar can show.
 FURTHEST = 4e9
 

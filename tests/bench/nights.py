@@ -14,7 +14,7 @@ from rehearsal import EVENING, Night, Planner, Played, Task, cards, play, with_e
 from daemon.forecast import forecast
 from daemon.plan import Facts, plan
 from daemon.window import Windows
-from jobs.model import Priority
+from jobs.model import Job, Priority
 
 HOUR_S = 3_600.0
 NIGHTS, SMALL = 1_000, 200
@@ -40,29 +40,33 @@ def nights(*, quick: bool) -> Iterator[Figures]:
 
 
 def _compared(count: int) -> Iterator[Figures]:
-    makespan, waiting, honest = Figures("ratio"), Figures("ratio"), Figures("nights")
-    starved = Figures("h")
-    worse = {f"worse than {FIRST_COME} in {what}": 0 for what in ("makespan", "weighted waiting")}
+    makespan, waiting, gangs, worse = Figures("ratio"), Figures("ratio"), Figures("h"), Figures("nights")
+    worse_in: dict[str, list[int]] = {"makespan": [], "weighted waiting": []}
     for seed in range(count):
         night = a_night(seed)
         played = {name: play(night, planner) for name, planner in PLANNERS.items()}
         assert all(len(p.ends) == len(night.tasks) for p in played.values()), f"night {seed}: not all have ended"
-        spans = {name: p.makespan_s for name, p in played.items()}
-        waits = {name: weighted_waiting_s(p) for name, p in played.items()}
-        for name in PLANNERS:
+        for name, other in played.items():
+            gangs.add(f"longest wait of a gang: {name}", longest_wait_s(other, gangs=True) / HOUR_S)
             if name != OURS:
-                makespan.add(f"makespan: ours / {name}", spans[OURS] / spans[name])
-                waiting.add(f"weighted waiting: ours / {name}", _ratio(waits[OURS], waits[name]))
-            starved.add(f"longest wait of a gang: {name}", longest_wait_s(played[name], gangs=True) / HOUR_S)
-        for what, found in (("makespan", spans), ("weighted waiting", waits)):
-            if found[OURS] > found[FIRST_COME] + TOLERANCE_S:
-                worse[f"worse than {FIRST_COME} in {what}"] += 1
-    for name, number in worse.items():
-        honest.add(f"{name}, of {count}", number)
-    yield makespan
-    yield waiting
-    yield starved
-    yield honest
+                makespan.add(f"makespan: ours / {name}", played[OURS].makespan_s / other.makespan_s)
+                waiting.add(f"weighted waiting: ours / {name}", _waiting_ratio(played[OURS], other))
+        for what in _worse(played[OURS], played[FIRST_COME]):
+            worse_in[what].append(seed)
+    for what, seeds in worse_in.items():
+        worse.add(f"worse in {what}, of {count}", len(seeds))
+        for variant, how in WITHOUT.items():
+            nights = [how(a_night(seed)) for seed in seeds]
+            left = [n for n in nights if what in _worse(play(n, plan), play(n, first_come))]
+            worse.add(f"  of these still, {variant}", len(left))
+    yield from (makespan, waiting, gangs, worse)
+
+
+def _worse(ours: Played, theirs: Played) -> list[str]:
+    """In what the night went worse than with the other, by more than a second."""
+    later = ours.makespan_s > theirs.makespan_s + TOLERANCE_S
+    longer = weighted_waiting_s(ours) > weighted_waiting_s(theirs) + TOLERANCE_S
+    return ["makespan"] * later + ["weighted waiting"] * longer
 
 
 def _small(count: int) -> Iterator[Figures]:
@@ -96,7 +100,7 @@ def _foretold(count: int) -> Iterator[Figures]:
             night = how(a_night(seed))
             played = play(night, plan, keep_facts=True)
             for moment, facts in _looks(played).items():
-                told = forecast(facts, night.windows, guess_s=lambda kind: GUESS_S)
+                told = forecast(facts, night.windows, lasts=_lasts(night), guess_s=lambda kind: GUESS_S)
                 ends = {name: outlook.end_at for name, outlook in told.jobs.items() if outlook.end_at is not None}
                 errors_s = [abs(end_at - played.ends[name]) for name, end_at in ends.items()]
                 ahead_s = [played.ends[name] - facts.now for name in ends]
@@ -123,12 +127,35 @@ def _all_there(night: Night) -> Night:
     return replace(night, tasks=tasks, in_use=())
 
 
+def _without_backlog(night: Night) -> Night:
+    normal = {Priority.BACKLOG: Priority.NORMAL}
+    tasks = tuple(replace(task, priority=normal.get(task.priority, task.priority)) for task in night.tasks)
+    return replace(night, tasks=tasks)
+
+
+#: What might be the reason of a worse night.
+WITHOUT: dict[str, Callable[[Night], Night]] = {
+    "without backlog": _without_backlog,
+    "with nothing unknown": _as_expected,
+    "without backlog and with nothing unknown": lambda night: _as_expected(_without_backlog(night)),
+}
 #: What the evening does not know.
 SURPRISES: dict[str, Callable[[Night], Night]] = {
     "nothing unknown": _as_expected,
     "lengths off": _all_there,
     "lengths off, new jobs, other use": lambda night: night,
 }
+
+
+def _lasts(night: Night) -> Callable[[Job, str], float | None]:
+    """As history knows it: how long such jobs take on this card."""
+    expected = {str(task.number): task.expected_s for task in night.tasks}
+
+    def lasts(job: Job, slot: str) -> float | None:
+        expected_s = expected[job.id]
+        return None if expected_s is None else expected_s / night.speed([slot])
+
+    return lasts
 
 
 def _looks(played: Played) -> dict[str, Facts]:
@@ -207,6 +234,10 @@ def longest_wait_s(played: Played, *, gangs: bool) -> float:
     """Of those that ask for more than one GPU, or of all; 0 when there are none. Backlog does not count: it gives way."""
     tasks = [t for t in played.night.tasks if (t.gpus > 1 or not gangs) and t.priority is not Priority.BACKLOG]
     return max((played.waited_s(task) for task in tasks), default=0.0)
+
+
+def _waiting_ratio(ours: Played, theirs: Played) -> float:
+    return _ratio(weighted_waiting_s(ours), weighted_waiting_s(theirs))
 
 
 def _ratio(ours: float, theirs: float) -> float:
