@@ -149,7 +149,7 @@ class Rig:
         found = set(process_tree.marked(MARK, mark(self.settings))) | set(process_tree.marked(DRILL_MARK, self.mark))
         if self.daemon is not None and self.daemon.poll() is None:
             found.add(self.daemon.pid)
-        found |= set(self.redis_pids())
+        found |= set(self._of_redis())
         return sorted(found)
 
     def of_jobs(self) -> list[str]:
@@ -157,6 +157,10 @@ class Rig:
         return [line for pid in self.everything() if str(PROGRAM) in (line := command_line(pid))]
 
     def redis_pids(self) -> list[int]:
+        """The servers; a child that rewrites the file for its server, under a name of its own, is none."""
+        return [pid for pid in self._of_redis() if "aof-rewrite" not in command_line(pid).partition(" ")[0]]
+
+    def _of_redis(self) -> list[int]:
         name = str(socket_path(self.settings))
         return [
             int(entry.name) for entry in Path("/proc").iterdir()
