@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jobs import weights
 from jobs.causes import classify, gpu_out_of_memory
 from jobs.model import Cause, End
 from jobs.outcome import Exit, StoppedFor, judge
@@ -131,3 +132,12 @@ def test_without_a_result_the_end_of_the_process_tells(exit: Exit | None, cause:
 def test_an_exit_record_reads_back_what_was_written() -> None:
     left = Exit(fence=7, signal=9, stopped_for=StoppedFor.TIMEOUT, reason="late")
     assert Exit.from_json({**vars(left), "stopped_for": "timeout"}) == left
+
+
+def test_a_disk_that_fills_while_a_model_is_fetched_is_not_called_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    full = OSError("cannot load the model")
+    full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert weights._unusable(full, "The model", local=False) is None  # it speaks for itself...
+    assert classify(full, {}).cause is Cause.DISK_FULL  # ... as this
+    assert weights._unusable(OSError("no such file"), "The model", local=True) is not None
