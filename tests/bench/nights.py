@@ -58,7 +58,7 @@ def _compared(count: int) -> Iterator[Figures]:
         for variant, how in WITHOUT.items():
             nights = [how(a_night(seed)) for seed in seeds]
             left = [n for n in nights if what in _worse(play(n, plan), play(n, first_come))]
-            worse.add(f"  of these still, {variant}", len(left))
+            worse.add(f"worse in {what}, {variant}", len(left))
     yield from (makespan, waiting, gangs, worse)
 
 
@@ -100,7 +100,7 @@ def _foretold(count: int) -> Iterator[Figures]:
             night = how(a_night(seed))
             played = play(night, plan, keep_facts=True)
             for moment, facts in _looks(played).items():
-                told = forecast(facts, night.windows, lasts=_lasts(night), guess_s=lambda kind: GUESS_S)
+                told = forecast(facts, night.windows, lasts=_lasts(night, facts), guess_s=lambda kind: GUESS_S)
                 ends = {name: outlook.end_at for name, outlook in told.jobs.items() if outlook.end_at is not None}
                 errors_s = [abs(end_at - played.ends[name]) for name, end_at in ends.items()]
                 ahead_s = [played.ends[name] - facts.now for name in ends]
@@ -147,13 +147,12 @@ SURPRISES: dict[str, Callable[[Night], Night]] = {
 }
 
 
-def _lasts(night: Night) -> Callable[[Job, str], float | None]:
-    """As history knows it: how long such jobs take on this card."""
-    expected = {str(task.number): task.expected_s for task in night.tasks}
+def _lasts(night: Night, facts: Facts) -> Callable[[Job, str], float | None]:
+    """As history knows it: how long such jobs take on this card, less what an interrupted one has done."""
 
     def lasts(job: Job, slot: str) -> float | None:
-        expected_s = expected[job.id]
-        return None if expected_s is None else expected_s / night.speed([slot])
+        expected_s = night.tasks[int(job.id) - 1].expected_s
+        return None if expected_s is None else facts.expected_s.get(job.id, expected_s) / night.speed([slot])
 
     return lasts
 
