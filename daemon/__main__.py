@@ -26,6 +26,7 @@ from daemon.rig import NoSuchSlot, Slot, choose_slots, with_absent
 from daemon.settings import Settings, main_settings
 from daemon.store import Store, connect
 from daemon.supervisor import MARK, SLOT_MARK, Supervisor, mark, slot_mark
+from jobs.model import State
 
 log = logging.getLogger("daemon")
 
@@ -33,6 +34,8 @@ log = logging.getLogger("daemon")
 PATIENCE = Retry(ExponentialBackoff(cap=0.1, base=0.01), 3)
 #: A server of the owner's that is not there is a mistake, told soon; ours may have to be found hanging, killed and started.
 OPEN_OTHERS_S, OPEN_OURS_S, OPEN_PAUSE_S = 10.0, 120.0, 0.5
+#: Until workers have imported what they need to take an offer; the API takes twice that.
+WORKERS_FIRST_S = 0.6
 EX_USAGE, EX_UNAVAILABLE, EX_TEMPFAIL = 2, 69, 75
 
 
@@ -74,7 +77,7 @@ def run(settings: Settings) -> int:
         return EX_UNAVAILABLE
     for sentence in power.set_limits(power.wanted(settings.gpu_power_limit_w, slots)):
         log.info("%s", sentence)
-    supervisor = staff(settings, slots)
+    supervisor = staff(settings, slots, in_a_hurry=bool(store.counts()[State.QUEUED]))
     log.info("%d slot(s): %s", len(slots), ", ".join(f"{slot.name} ({slot.id})" for slot in slots))
     try:
         Loop(settings, store, supervisor, slots, epoch, server=server).run()
@@ -152,8 +155,8 @@ def publish(settings: Settings, store: Store, slots: tuple[Slot, ...], problem: 
         store.add_inputs(settings.rig, inputs.uploaded(settings.inputs), anew=True)
 
 
-def staff(settings: Settings, slots: tuple[Slot, ...]) -> Supervisor:
-    """The processes beside the loop: workers first, for what waits to be resumed."""
+def staff(settings: Settings, slots: tuple[Slot, ...], *, in_a_hurry: bool) -> Supervisor:
+    """The processes beside the loop. `in_a_hurry`: work waits, so the workers have the processors for themselves at first."""
     supervisor = Supervisor(settings)
     for slot in slots:
         pin = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": slot.id if slot.is_gpu else ""}
@@ -169,12 +172,13 @@ def staff(settings: Settings, slots: tuple[Slot, ...]) -> Supervisor:
         }
         argv = ["workers", "--slot", slot.id, "--parent", str(os.getpid())]
         supervisor.add(worker_name(slot.id), argv, own)
-    supervisor.add("api", ["api"])
+    wait_s = WORKERS_FIRST_S if in_a_hurry else 0.0
+    supervisor.add("api", ["api"], after_s=wait_s)
     cpu_slots = sum(not slot.is_gpu for slot in slots)
     extra = ["--cpu-slots", str(cpu_slots)] if cpu_slots else []
     extra += ["--upgrade-check-s", str(settings.upgrade_check_s)]
     extra += ["--kernel-log", str(settings.kernel_log)] if settings.kernel_log else []
-    supervisor.add("sampler", ["daemon.sampler", "--home", str(settings.home), *extra])
+    supervisor.add("sampler", ["daemon.sampler", "--home", str(settings.home), *extra], after_s=wait_s)
     return supervisor
 
 

@@ -61,10 +61,15 @@ class Supervisor:
     monotonic: Callable[[], float] = time.monotonic
     processes: dict[str, Process] = field(default_factory=dict)
 
-    def add(self, name: str, argv: list[str], environment: Mapping[str, str] | None = None) -> None:
-        """A process to keep running from now on: `python -m argv...`."""
+    def add(
+        self, name: str, argv: list[str], environment: Mapping[str, str] | None = None, *, after_s: float = 0.0
+    ) -> None:
+        """A process to keep running from now on, or from a moment later: `python -m argv...`."""
         self.processes[name] = Process(
-            name, [sys.executable, "-m", *argv], {**self._environment(), **(environment or {})}
+            name,
+            [sys.executable, "-m", *argv],
+            {**self._environment(), **(environment or {})},
+            start_at=self.monotonic() + after_s,
         )
 
     def start_due(self) -> None:
