@@ -108,12 +108,14 @@ class Rig:
 
     def worker(self, slot: str) -> int:
         """The worker's pid (its forked horse carries the same command line, its parent is another)."""
-        assert self.daemon is not None
-        mine = process_tree.children(self.daemon.pid)
-        return until(
-            lambda: next((p for p, line in self.processes().items() if f"--slot {slot} " in line and p in mine), 0),
-            evidence=self.evidence,
-        )
+        daemon = self.daemon
+        assert daemon is not None
+
+        def find() -> int:
+            mine = process_tree.children(daemon.pid)
+            return next((p for p, line in self.processes().items() if f"--slot {slot} " in line and p in mine), 0)
+
+        return until(find, evidence=self.evidence)
 
     def horse(self, slot: str) -> int:
         """The pid of RQ's work-horse on this slot."""
