@@ -16,6 +16,7 @@ sys.path[:0] = [str(HERE.parent)]  # for the fake NVIDIA driver
 
 from compare import as_table, compare  # noqa: E402
 from night import UNFINISHED, drill, night_with_ten_faults  # noqa: E402
+from outage import outage  # noqa: E402
 from recipes import drill_recipes  # noqa: E402
 from report import as_json, as_text, restart_text, sums  # noqa: E402
 from restart import measure  # noqa: E402
@@ -39,6 +40,7 @@ def main() -> int:
         "--recipes", action="store_true", help="fine-tunes under fire; their curves must be an undisturbed one's"
     )
     parser.add_argument("--sum", type=Path, help="instead: tables for a page from a file that --report wrote")
+    parser.add_argument("--outage", type=float, help="instead: Redis away for so many seconds while jobs run")
     parser.add_argument("--quiet", action="store_true", help="only the result")
     parser.add_argument(
         "--compare", action="store_true", help="instead: the same faults here and on plain RQ (4 minutes)"
@@ -62,6 +64,10 @@ def main() -> int:
     if options.sum:
         print(sums(options.sum))
         return 0
+    if options.outage:
+        broken = outage(options.outage, say)
+        print("\n".join(broken) or "nothing was broken", flush=True)
+        return 1 if broken else 0
     if options.compare:
         print(as_table(compare(say)), flush=True)
         return 0
