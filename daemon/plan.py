@@ -81,7 +81,7 @@ def _stale_offers(facts: Facts) -> Iterator[Decision]:
 
 def _never(facts: Facts) -> Iterator[Decision]:
     for job in facts.waiting:
-        for parent, condition in job.parents:
+        for parent, condition in job.parents if job.after else ():  # most wait for nobody
             fate = facts.fates.get(parent)
             if parent not in facts.jobs and not condition.met_by(fate):
                 yield Cancel(job.id, f"job {parent}, which it waits for, {_did(fate)}", parent)
