@@ -156,7 +156,7 @@ def publish(settings: Settings, store: Store, slots: tuple[Slot, ...], problem: 
 
 
 def staff(settings: Settings, slots: tuple[Slot, ...], *, in_a_hurry: bool) -> Supervisor:
-    """The processes beside the loop. `in_a_hurry`: work waits, so the workers have the processors for themselves at first."""
+    """The processes beside the loop. `in_a_hurry`: work waits, so the API lets the workers load first."""
     supervisor = Supervisor(settings)
     for slot in slots:
         pin = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": slot.id if slot.is_gpu else ""}
@@ -172,13 +172,12 @@ def staff(settings: Settings, slots: tuple[Slot, ...], *, in_a_hurry: bool) -> S
         }
         argv = ["workers", "--slot", slot.id, "--parent", str(os.getpid())]
         supervisor.add(worker_name(slot.id), argv, own)
-    wait_s = WORKERS_FIRST_S if in_a_hurry else 0.0
-    supervisor.add("api", ["api"], after_s=wait_s)
+    supervisor.add("api", ["api"], after_s=WORKERS_FIRST_S if in_a_hurry else 0.0)
     cpu_slots = sum(not slot.is_gpu for slot in slots)
     extra = ["--cpu-slots", str(cpu_slots)] if cpu_slots else []
     extra += ["--upgrade-check-s", str(settings.upgrade_check_s)]
     extra += ["--kernel-log", str(settings.kernel_log)] if settings.kernel_log else []
-    supervisor.add("sampler", ["daemon.sampler", "--home", str(settings.home), *extra], after_s=wait_s)
+    supervisor.add("sampler", ["daemon.sampler", "--home", str(settings.home), *extra])
     return supervisor
 
 

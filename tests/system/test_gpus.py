@@ -113,7 +113,7 @@ def test_a_gpu_that_is_away_while_the_daemon_starts_gets_jobs_again_when_it_is_b
 
 
 def _sampler(rig: Any) -> int:
-    return int(next(pid for pid, line in rig.processes().items() if "daemon.sampler" in line))
+    return until(lambda: next((pid for pid, line in rig.processes().items() if "daemon.sampler" in line), 0))
 
 
 def test_a_full_disk_holds_the_queue_and_never_fails_a_job(make_rig: Any) -> None:
