@@ -3,7 +3,10 @@
 import json
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import redis
 from faults import UNTIL_REPLACED_S, freeze, kill, kind, restarted
 from rq import Queue
 from rq.serializers import JSONSerializer
@@ -30,7 +33,7 @@ def redis_killed(scene: Scene) -> Hit:
 @kind("Redis killed while it rewrites its file")
 def redis_killed_in_a_rewrite(scene: Scene) -> Hit:
     pid = _redis(scene)
-    with scene.rig.store() as store:
+    with _queue_of(scene) as store:
         store.redis.bgrewriteaof()
     time.sleep(scene.rng.uniform(0.0, 0.03))
     return Hit("Redis in a rewrite", kill(pid), scene.answers, scene.names())
@@ -78,7 +81,7 @@ def redis_hung(scene: Scene) -> Hit:
 @kind("rq:* deleted")
 def rq_keys_deleted(scene: Scene) -> Hit:
     jobs = scene.names()
-    with scene.rig.store() as store:
+    with _queue_of(scene) as store:
         keys = list(store.redis.scan_iter("rq:*"))
         if keys:
             store.redis.delete(*keys)
@@ -90,7 +93,7 @@ def entry_doubled(scene: Scene) -> Hit:
     """The offer of a running job once more: in its own slot's mailbox, or in another one's."""
     victim = scene.victim()
     slot = scene.rng.choice(list(scene.rig.workers()))
-    with scene.rig.store() as store:
+    with _queue_of(scene) as store:
         job_id = next((i for i, name in scene.rig.user.acknowledged.items() if name == victim.job), None)
         if job_id is None:
             raise Skip("its submission is not acknowledged yet")
@@ -116,10 +119,20 @@ def entry_forged(scene: Scene) -> Hit:
         "no arguments": (ENTRYPOINT, ()),
     }
     function, arguments = entries[forged]
-    with scene.rig.store() as store:
+    with _queue_of(scene) as store:
         _enqueue(store, scene, slot, function, *arguments, name=f"forged-{time.time_ns()}")
     lead = {one.slot: one.job for one in scene.running()}
     return Hit(f"{forged}, in the mailbox of {slot}", unhurt=tuple(job for s, job in lead.items() if s != slot))
+
+
+@contextmanager
+def _queue_of(scene: Scene) -> Iterator[Store]:
+    """The queue itself; a fault before this one may have taken it away."""
+    try:
+        with scene.rig.store() as store:
+            yield store
+    except redis.ConnectionError:
+        raise Skip("Redis does not answer now") from None
 
 
 def _enqueue(store: Store, scene: Scene, slot: str, function: str, *arguments: object, name: str) -> None:
