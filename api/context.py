@@ -14,11 +14,9 @@ from daemon.facts import Ledger
 from daemon.plan import Facts
 from daemon.settings import Settings
 from daemon.store import Store, new_job
+from daemon.supervisor import WORKER
 from jobs.model import Job
 from jobs.spec import Spec
-
-#: How the supervisor names a slot's worker (daemon.loop).
-WORKER = "worker "
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from api.files import Found, NoSuchFile, list_files, open_beneath
-from api.wording import ESCAPE, UNPRINTABLE, is_number
+from api.wording import ESCAPE, UNPRINTABLE
+from jobs.metrics import is_finite
 from jobs.rundir import RunDir
 
 #: Fields of a line that are no measurement.
@@ -104,7 +105,7 @@ def _read_on(file: IO[bytes], known: _Followed) -> None:
 
 def _note(values: dict[str, dict[float, float]], line: object) -> None:
     numbers = (
-        {n: float(v) for n, v in line.items() if is_number(v) and abs(v) <= LARGEST} if isinstance(line, dict) else {}
+        {n: float(v) for n, v in line.items() if is_finite(v) and abs(v) <= LARGEST} if isinstance(line, dict) else {}
     )
     if "step" not in numbers:
         return

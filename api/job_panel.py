@@ -10,11 +10,12 @@ from pydantic import BaseModel
 from api.curves import Curve, charted
 from api.panels import names
 from api.svg import Chart, Series, chart, clock_ticks
-from api.wording import CAUSE_WORDS, clock, count, duration, is_number, number, telling_metric, words
+from api.wording import CAUSE_WORDS, clock, count, duration, number, telling_metric, words
 from daemon import telemetry
 from daemon.explain import explain
 from daemon.plan import Facts
 from daemon.settings import Settings
+from jobs.metrics import is_finite
 from jobs.model import Attempt, Cause, End, Job, Outcome, State
 from jobs.spec import KINDS
 
@@ -148,7 +149,7 @@ def command(job: Job) -> str:
 def metrics(job: Job) -> list[tuple[str, str]]:
     """The numbers of the result."""
     found = job.outcome.metrics if job.outcome else {}
-    return [(words(name), number(value)) for name, value in found.items() if is_number(value) or isinstance(value, str)]
+    return [(words(name), number(value)) for name, value in found.items() if is_finite(value) or isinstance(value, str)]
 
 
 def attempt_words(run: Attempt) -> str:

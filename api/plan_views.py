@@ -6,7 +6,8 @@ from typing import Self
 from pydantic import BaseModel, Field
 
 from api.views import moment, moment_or_none
-from daemon.forecast import Basis, Forecast, GiveWay, Outlook, Run
+from daemon.forecast import Basis, Forecast, Outlook, Run
+from daemon.give_way import GiveWay
 from daemon.plan import Facts
 from daemon.rig import Slot
 from jobs.model import Priority, State

@@ -15,7 +15,8 @@ from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY, KnownJob
 from api.submission import glimpsed, one, supposed
 from daemon.facts import card
-from daemon.forecast import Forecast, forecast, give_way
+from daemon.forecast import Forecast, forecast
+from daemon.give_way import give_way
 from daemon.plan import Facts
 from jobs.model import Job
 

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from markupsafe import Markup
 
+from jobs.metrics import is_finite
 from jobs.model import Cause, State
 
 THIN = "\u202f"  # narrow no-break space: between a number and its unit, and between thousands
@@ -155,19 +156,9 @@ def words(name: str) -> str:
 
 def telling_metric(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
     """The metric to show where there is room for one."""
-    known = {name: float(value) for name, value in metrics.items() if is_number(value)}
+    known = {name: float(value) for name, value in metrics.items() if is_finite(value)}
     name = next((name for name in TELLING_METRICS if name in known), None)
     return (name, known[name]) if name else None
-
-
-def is_number(value: object) -> bool:
-    """A finite int or float. A whole number too large for a float is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def count(amount: int, noun: str) -> str:

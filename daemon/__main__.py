@@ -18,14 +18,14 @@ from redis.retry import Retry
 from daemon import __file__ as package_file
 from daemon import inputs, peers, power, redis_server
 from daemon.gpus import discover
-from daemon.loop import Loop, TakenOver, clear_slot, worker_name
+from daemon.loop import Loop, TakenOver, clear_slot
 from daemon.process_tree import become_subreaper, kill_marked
 from daemon.redis_server import RedisMisconfigured, RedisUnavailable, Server
 from daemon.reindex import reindex
 from daemon.rig import NoSuchSlot, Slot, choose_slots, with_absent
 from daemon.settings import Settings, main_settings
 from daemon.store import Store, connect
-from daemon.supervisor import MARK, SLOT_MARK, Supervisor, mark, slot_mark
+from daemon.supervisor import MARK, SLOT_MARK, WORKER, Supervisor, mark, slot_mark, worker_name
 from jobs.model import State
 
 log = logging.getLogger("daemon")
@@ -184,7 +184,7 @@ def staff(settings: Settings, slots: tuple[Slot, ...], *, in_a_hurry: bool) -> S
 def close(settings: Settings, supervisor: Supervisor, server: Server | None, store: Store) -> None:
     """Stop everything, the queue last."""
     names = list(supervisor.processes)
-    supervisor.stop([name for name in names if name.startswith("worker ")])
+    supervisor.stop([name for name in names if name.startswith(WORKER)])
     supervisor.stop(["api", "sampler"])
     kill_marked(MARK, mark(settings))
     if settings.redis_url is not None:

@@ -25,7 +25,7 @@ from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.settle import settle
 from daemon.store import OldEpoch, SlotTaken, Store, UnknownJob
-from daemon.supervisor import SLOT_MARK, Supervisor, slot_mark
+from daemon.supervisor import SLOT_MARK, Supervisor, slot_mark, worker_name
 from daemon.sweep_watch import SweepWatch
 from jobs.model import RECORD_VERSION, Cause, End, InvalidTransition, Job, Outcome, State, Wish, WishKind
 
@@ -214,7 +214,7 @@ class Loop:
         slot = next((s.id for s in self._slots if worker_name(s.id) == name), None)
         if slot is None:
             return
-        keep = [*self._supervisor.pids(), *([self._server.pid] if self._server else [])]
+        keep = [*self._supervisor.pids(), *self._warden.pids(), *([self._server.pid] if self._server else [])]
         kill_tree(keep=keep)
         kill_marked(SLOT_MARK, slot_mark(self._settings, slot))
         clear_slot(self._store, self._settings, slot, now=self._now())
@@ -336,11 +336,6 @@ class Loop:
             self._store.wish(job_id, wish)
         except InvalidTransition as error:
             log.debug("job %s ended by itself: %s", job_id, error)
-
-
-def worker_name(slot: str) -> str:
-    """The supervisor's name for a slot's worker."""
-    return f"worker {slot}"
 
 
 def clear_slot(store: Store, settings: Settings, slot: str, *, now: float) -> None:

@@ -20,6 +20,7 @@ from daemon.plan import Facts
 from daemon.samples import SlotNow
 from daemon.settings import Settings
 from daemon.store import Store
+from daemon.supervisor import MARK, mark
 from daemon.telemetry import GpuEvent
 
 log = logging.getLogger(__name__)
@@ -183,6 +184,10 @@ class Warden:
             impose(self._store, self._settings.rig, Fault(slot, words, Policy.SUSPECT, facts.now))
         self._check(slots, facts.now)
 
+    def pids(self) -> list[int]:
+        """The checks that run."""
+        return [process.pid for process, _ in self._checks.values()]
+
     def end(self) -> None:
         """Leave no check behind."""
         for process, _ in self._checks.values():
@@ -237,6 +242,7 @@ class Warden:
     def _start(self, slot: str) -> "subprocess.Popen[str]":
         argv = list(self._settings.check_gpu) or [sys.executable, "-m", "jobs.gpu_check"]
         pin = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": slot, "OVERNIGHT_GPU_UUID": slot}
+        pin[MARK] = mark(self._settings)  # the next daemon finds it, should this one be killed
         log.info("%s is checked: %s", slot, " ".join(argv))
         return subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -15,6 +15,8 @@ from daemon.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
 
+#: How the names of the slots' workers begin.
+WORKER = "worker "
 #: In the environment of everything that a daemon starts. The value names the data folder and the rig, so that another
 #: daemon on the machine is not swept.
 MARK, SLOT_MARK = "OVERNIGHT_MARK", "OVERNIGHT_MARK_SLOT"
@@ -33,6 +35,11 @@ def mark(settings: Settings) -> str:
 def slot_mark(settings: Settings, slot: str) -> str:
     """The mark's value for one slot's worker and everything below it."""
     return f"{mark(settings)}:{slot}"
+
+
+def worker_name(slot: str) -> str:
+    """How a slot's worker is called here, and in the daemon's beat."""
+    return f"{WORKER}{slot}"
 
 
 @dataclass

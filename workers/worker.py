@@ -129,7 +129,7 @@ class SlotWorker(Worker):
         try:
             job.perform()
             code = 0
-        except Exception:
+        except Exception:  # whatever it was, this process ends here: the worker judges what it left
             log.exception("offer %s could not be taken", job.id)
         finally:
             os._exit(code)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -59,27 +60,28 @@ class Seen:
     ended: bool = False
 
 
-class System:
+class System(ABC):
     """One slot, one long job on it and one that waits; hands to hurt it. Ours and plain RQ's differ below here only."""
 
     ledgers: Ledgers
 
+    @abstractmethod
     def submit(self, name: str, steps: int) -> None:
-        raise NotImplementedError
+        """Queue a job that counts so far."""
 
+    @abstractmethod
     def state(self, name: str) -> str:
         """What the owner is told; "no answer" when nobody tells."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hurt(self, fault: str) -> None:
         """Worker, horse or everything; a supervisor starts again what it would."""
-        raise NotImplementedError
 
+    @abstractmethod
     def redis(self, *, back: bool) -> None:
         """Take Redis away, or let it come back."""
-        raise NotImplementedError
 
-    def keep(self) -> None:
+    def keep(self) -> None:  # noqa: B027 - a system that supervises itself has nothing to add
         """What a supervisor does all the time."""
 
 

@@ -1,6 +1,7 @@
 """A real rig on the fake driver: GPUs that fail, are taken out of service, and return; each event with its evidence."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,31 @@ def test_a_check_that_fails_says_why_and_the_gpu_stays_out(
     found = until(lambda: (one := held(rig, fake)) and one.check_result and one, within_s=20, evidence=rig.evidence)
     assert found.active and found.check_result == "it failed the check"
     assert "A check: it failed the check." in command(rig, "gpus").output
+
+
+def test_a_check_outlives_the_death_of_a_worker_and_not_that_of_the_daemon(
+    make_rig: MakeRig, fake_nvml: MakeFake, tmp_path: Path
+) -> None:
+    well = tmp_path / "well"
+    patient = os.pathsep.join(("sh", "-c", f"until [ -e {well} ]; do sleep 0.05; done"))
+    rig, fake, log = faulty_rig(make_rig, fake_nvml, tmp_path, check=patient, cards=2)
+
+    def checks() -> list[int]:
+        mine = process_tree.children(rig.daemon.pid)  # not what the shell forks
+        return [pid for pid, line in rig.processes().items() if str(well) in line and pid in mine]
+
+    log.xid(fake, 0, 109, text="Context switch timeout")
+    [check] = until(checks, within_s=20, evidence=rig.evidence)
+    worker = rig.worker(fake.uuid(1))
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: rig.worker(fake.uuid(1)) != worker, within_s=20, evidence=rig.evidence)
+    assert checks() == [check]
+    rig.daemon.kill()
+    rig.daemon.wait()
+    rig.start()
+    until(lambda: not process_tree.is_alive(check), within_s=20, evidence=rig.evidence)
+    well.touch()
+    assert until_free(rig, fake).released_by == "check"
 
 
 def test_a_gpu_in_service_is_not_checked(make_rig: MakeRig, fake_nvml: MakeFake, tmp_path: Path) -> None:

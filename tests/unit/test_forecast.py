@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from bench.rehearsal import EVENING, Night, Task, cards, play, with_expected
 
-from daemon.forecast import Basis, Forecast, forecast, give_way
+from daemon.forecast import Basis, Forecast, forecast
+from daemon.give_way import give_way
 from daemon.plan import Facts, SlotFacts, plan
 from daemon.rig import Slot
 from daemon.window import Windows
