@@ -174,16 +174,7 @@ class Client:
         self, job_id: str, path: str, target: Path, progress: Callable[[int], object] = lambda n: None
     ) -> None:
         """One file of the run folder into `target`, which appears whole or not at all."""
-        draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
-        try:
-            where = f"/jobs/{_part(job_id)}/files/{quote(path)}"
-            with self._stream("GET", where, timeout_s=self._timeout_s) as response, draft.open("xb") as file:
-                for chunk in response.iter_bytes(CHUNK_BYTES):
-                    file.write(chunk)
-                    progress(len(chunk))
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        self._save(f"/jobs/{_part(job_id)}/files/{quote(path)}", target, progress, timeout_s=self._timeout_s)
 
     def events(self, job_id: str = "", *, after: str = "", log_from: int = 0) -> Iterator[Event]:
         """A job's events with its log, or those of all jobs, as they come; from the one after the event id `after`.
@@ -230,19 +221,7 @@ class Client:
         path = f"/jobs/{_part(job)}/telemetry/export" if job else "/telemetry/export"
         asked = [("format", format), *(("slot", slot) for slot in slots)]
         asked += [(name, repr(float(at))) for name, at in (("start", start), ("end", end)) if at is not None]
-        draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
-        try:
-            where = f"{path}?{urlencode(asked)}"
-            with (
-                self._stream("GET", where, timeout_s=LONG_ANSWER_TIMEOUT_S) as response,
-                draft.open("xb") as file,
-            ):
-                for chunk in response.iter_bytes(CHUNK_BYTES):
-                    file.write(chunk)
-                    progress(len(chunk))
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        self._save(f"{path}?{urlencode(asked)}", target, progress, timeout_s=LONG_ANSWER_TIMEOUT_S)
 
     # -- the rig --------------------------------------------------------------------------------------------------------
 
@@ -362,6 +341,18 @@ class Client:
         if not response.is_success:
             raise _problem_of(response)
         return response
+
+    def _save(self, where: str, target: Path, progress: Callable[[int], object], *, timeout_s: float) -> None:
+        """An answer into a file that appears whole or not at all."""
+        draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+        try:
+            with self._stream("GET", where, timeout_s=timeout_s) as response, draft.open("xb") as file:
+                for chunk in response.iter_bytes(CHUNK_BYTES):
+                    file.write(chunk)
+                    progress(len(chunk))
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _stream(self, method: str, path: str, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> "Iterator[httpx.Response]":  # fmt: skip
