@@ -27,7 +27,7 @@ def studio(make_rig: Any, tiny_model: Path, home: Path) -> Any:
         (home / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     rig = make_rig(slots="cpu:1", warm_start=True, allowed_paths=str(home / "data"))
     log = rig.settings.logs / "worker-cpu-0.log"
-    until(lambda: "warm start is ready" in log.read_text(), within_s=120, evidence=rig.evidence)
+    until(lambda: log.exists() and "warm start is ready" in log.read_text(), within_s=120, evidence=rig.evidence)
     return rig
 
 
