@@ -1,0 +1,18 @@
+"""The document of a batch generation."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from jobs.spec.common import ModelSpec, Text
+
+
+class GenerateSpec(ModelSpec):
+    """Batch generation from prompts in a JSONL or Parquet file."""
+
+    kind: Literal["generate"] = "generate"
+    data: Text = Field(description="JSONL or Parquet with `prompt` or `messages`, and an optional `id`.")
+    max_new_tokens: PositiveInt = Field(256, le=1_048_576)
+    temperature: float = Field(0.0, ge=0, le=10, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    batch_size: PositiveInt = Field(8, le=4096)
