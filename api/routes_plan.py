@@ -14,11 +14,9 @@ from api.plan_views import PlannedJob, PlanView
 from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY, KnownJob
 from api.submission import glimpsed, one, supposed
-from daemon.facts import card
-from daemon.forecast import Forecast, forecast
+from daemon.forecast import Forecast
 from daemon.give_way import give_way
 from daemon.plan import Facts
-from jobs.model import Job
 
 #: A submission waits for the answer: less work than for the whole night.
 WORK_FOR_ONE = 150_000
@@ -75,10 +73,4 @@ def _view(rig: Context, facts: Facts, by: AwareDatetime | None, limit: int, what
 
 
 def _foresee(rig: Context, facts: Facts, **how: Any) -> Forecast:
-    history = rig.ledger.history
-    cards = {each.slot.id: card(each.slot) for each in facts.slots}
-
-    def lasts_s(job: Job, slot: str) -> float | None:
-        return history.expected_s(job, cards.get(slot, ""))
-
-    return forecast(facts, rig.settings.windows, lasts=lasts_s, guess_s=history.guess_s, **how)
+    return rig.ledger.foresee(facts, rig.settings, **how)

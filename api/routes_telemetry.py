@@ -23,14 +23,12 @@ from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY, KnownJob
 from api.views import IdleStretch, IdleView, TelemetryPoint, TelemetryView, moment
 from daemon import export, idle, quarantine, telemetry
-from jobs.model import Job
+from daemon.night.read import jobs_since, openings, outages
 
 PARQUET_TIMEOUT_S = 120.0
 LONGEST_EXPORT_S = 400 * 86_400.0
 #: The page of a night: what is asked for when nothing is said.
 USUAL_S = 12 * 3600.0
-#: Of more jobs the reasons are told from these: a night with more has no idle time worth asking for.
-MOST_JOBS = 2_000
 
 router = APIRouter(prefix="/api/v1", tags=["telemetry"])
 prometheus = APIRouter(tags=["telemetry"])
@@ -190,32 +188,6 @@ def get_idle_time(rig: Rig, start: Start = None, end: End = None) -> IdleView:
 
 
 def _night(rig: Context, slots: list[str], start: float, end: float) -> idle.Night:
-    settings, windows = rig.settings, rig.settings.windows
-    out = idle.outages(telemetry.events(settings.home, start - USUAL_S, end), until=end)
-    for slot, held in quarantine.read(rig.store, settings.rig).items():
-        out.setdefault(slot, []).append((held.at, held.released_at or end))
-    opened = None if not windows.ranges else list(_openings(rig, start, end))
-    return idle.Night(start, end, slots, _jobs_since(rig, start), open=opened, out=out)
-
-
-def _jobs_since(rig: Context, start: float) -> list[Job]:
-    """Every job that waited or ran after this moment."""
-    jobs, cursor = list(rig.facts().jobs.values()), None
-    while True:
-        page = rig.store.ended(limit=200, cursor=cursor)
-        jobs += [job for job in page.jobs if (job.finished_at or 0.0) >= start]
-        cursor = page.next
-        if cursor is None or len(jobs) > MOST_JOBS or (page.jobs and (page.jobs[-1].finished_at or 0.0) < start):
-            return jobs
-
-
-def _openings(rig: Context, start: float, end: float) -> Iterator[tuple[float, float]]:
-    windows, zone = rig.settings.windows, rig.settings.zone
-    at = start
-    while at < end:
-        if windows.is_open(at, zone):
-            closes = windows.closes_at(at, zone) or end
-            yield at, closes
-            at = closes
-        else:
-            at = windows.opens_at(at, zone) or end
+    settings = rig.settings
+    jobs, out = jobs_since(rig.store, rig.facts(), start, end), outages(rig.store, settings, start, end)
+    return idle.Night(start, end, slots, jobs, open=openings(settings, start, end), out=out)

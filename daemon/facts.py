@@ -8,10 +8,12 @@ import shutil
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from daemon import quarantine, telemetry
 from daemon.conditions import UNFIT, Condition, Conditions
 from daemon.faults import RECOVERY
+from daemon.forecast import Forecast, forecast
 from daemon.here import Here
 from daemon.history import Expectations, History
 from daemon.plan import Facts, Policy, SlotFacts
@@ -127,6 +129,15 @@ class Ledger:
         """Seconds that these jobs will take on these slots, or have left, as far as history knows."""
         self._expectations = self._expectations.at(now, jobs, {slot.id: card(slot) for slot in slots})
         return self._expectations
+
+    def foresee(self, facts: Facts, settings: Settings, **how: Any) -> Forecast:
+        """The forecast of these facts, by what this ledger has learned. `how`: as `daemon.forecast.forecast` takes it."""
+        cards = {each.slot.id: card(each.slot) for each in facts.slots}
+
+        def lasts_s(job: Job, slot: str) -> float | None:
+            return self.history.expected_s(job, cards.get(slot, ""))
+
+        return forecast(facts, settings.windows, lasts=lasts_s, guess_s=self.history.guess_s, **how)
 
     def _load(self) -> None:
         last = (

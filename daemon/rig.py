@@ -28,6 +28,11 @@ class Slot:
     def is_gpu(self) -> bool:
         return not self.id.startswith("cpu:")
 
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"GPU {self.index}" if self.is_gpu else f"CPU slot {self.index}"
+
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote."""

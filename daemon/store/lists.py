@@ -91,6 +91,11 @@ class Lists(Records):
         same = ends.count(ends[-1]) + (passed if ends[-1] == float(top) else 0)
         return Page(jobs, f"{ends[-1]!r}-{same}")
 
+    def ended_between(self, start: float, end: float, *, limit: int = 10_000) -> list[Job]:
+        """Jobs whose end lies in this time, the latest first. Reads no others, however many there are."""
+        found = self.redis.zrange(ENDED, end, start, desc=True, byscore=True, offset=0, num=limit)
+        return [job for chunk in chunks(texts(found), TOGETHER) for job in self._fetch(chunk)]
+
 
 def matches(job: Job, state: State | None, kind: str | None, tag: str | None, text: str | None) -> bool:
     """Whether a filtered list holds it."""
