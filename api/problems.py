@@ -50,10 +50,11 @@ QUEUE_AWAY = "Nothing was stored. Try again in a moment; `overnight doctor` on t
 
 
 class FieldProblem(BaseModel):
-    """One wrong field."""
+    """One wrong field. `loc`: the way to it, and the line of the file that it names."""
 
     field: str
     message: str
+    loc: list[str | int] | None = None
 
 
 class Problem(BaseModel):
@@ -89,6 +90,7 @@ def problem(
     *,
     type: str = "",
     errors: Sequence[tuple[str, str]] = (),
+    lines: Sequence[int | None] = (),
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The answer for a refusal."""
@@ -98,6 +100,9 @@ def problem(
         body["detail"] = detail
     if errors:
         body["errors"] = [{"field": field, "message": message} for field, message in errors]
+        for error, line in zip(body["errors"], lines, strict=False):
+            if line is not None:
+                error["loc"] = [*error["field"].split("."), line]
     return JSONResponse(body, status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 
@@ -148,7 +153,8 @@ async def _invalid_request(_: Request, error: Exception) -> JSONResponse:
 async def _invalid_spec(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InvalidSpec)
     errors = [(e.field, e.message) for e in error.errors]
-    return problem(422, _joined(errors), type="invalid-job", errors=errors)
+    lines = [e.line for e in error.errors]
+    return problem(422, _joined(errors), type="invalid-job", errors=errors, lines=lines)
 
 
 async def _unknown_job(_: Request, error: Exception) -> JSONResponse:

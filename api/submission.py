@@ -126,7 +126,7 @@ def _each(
             found.append(check(item))
         except InvalidSpec as error:
             wrong += 1
-            errors |= {FieldError(batch.field_of(number, e.field), e.message): None for e in error.errors}
+            errors |= {replace(e, field=batch.field_of(number, e.field)): None for e in error.errors}
             if wrong == WRONG_TOLD:
                 break
     if errors:

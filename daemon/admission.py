@@ -6,7 +6,7 @@
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from daemon import known_files
 from daemon.fit import Learned, gather, judge, refusal
 from daemon.places import Places, Refused
 from daemon.settings import Settings
-from jobs.data import DataReport
+from jobs.data import DataReport, InvalidData, Reading
 from jobs.estimate import UNKNOWN, Outlook
 from jobs.model import Job, State, dependency
 from jobs.spec import (  # fmt: skip
@@ -120,9 +120,9 @@ def examine(
         ]
     else:
         checks += [("trust_remote_code", partial(_remote_code, spec, settings, places))]
-        checks += [
-            (name, partial(_rows, spec, name, paths, reports)) for name in ("data", "eval_data") if name in paths
-        ]
+        for name in ("data", "eval_data"):
+            if name in paths:
+                errors += _row_errors(spec, name, paths, reports)
     for name, check in checks:
         try:
             check()
@@ -204,16 +204,21 @@ def _remote_code(spec: FinetuneSpec | GenerateSpec, settings: Settings, places: 
         raise Refused(f"{name} is not listed in the rig's allow_remote_code, so its own code may not run")
 
 
-def _rows(spec: Spec, name: str, paths: Mapping[str, str], reports: dict[str, DataReport]) -> None:
+def _row_errors(
+    spec: Spec, name: str, paths: Mapping[str, str], reports: dict[str, DataReport]
+) -> Iterator[FieldError]:
+    """What is wrong with the rows of this field, line by line; their report is kept when nothing is."""
     if spec.kind == "finetune" and (match := JOB_REFERENCE.fullmatch(str(getattr(spec, name)))):
-        raise Refused(
+        yield FieldError(
+            name,
             f"job {match[1]} writes its answers as `text` beside each prompt, and a fine-tune learns from `completion`, "
-            "`messages` or `text` alone: make such a file of generations.jsonl (a command can do it) and name that"
+            "`messages` or `text` alone: make such a file of generations.jsonl (a command can do it) and name that",
         )
-    found = known_files.rows(spec.kind, paths[name])
-    if isinstance(found, str):
-        raise Refused(found)
-    if found is not None:
+        return
+    found = known_files.rows(Path(paths[name]), Reading.of(dump(spec)))
+    if isinstance(found, InvalidData):
+        yield from (FieldError(name, message, line) for line, message in found.told)
+    elif found is not None:
         reports[name] = found
 
 

@@ -6,17 +6,18 @@ from functools import lru_cache
 from pathlib import Path
 
 from jobs import data, model_facts
-from jobs.data import DataReport
+from jobs.data import DataReport, InvalidData, Reading
 from jobs.model_facts import ModelFacts, NoFacts
 
 
-def rows(kind: str, path: str) -> DataReport | str | None:
+def rows(path: Path, reading: Reading) -> DataReport | InvalidData | None:
     """What a file of rows holds, or what is wrong with it; None for another job's result that is still to come."""
     try:
-        facts = Path(path).stat()
+        return _rows(path, reading, data.identity(path))
     except FileNotFoundError:
         return None
-    return _rows(kind, path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    except OSError as error:
+        return InvalidData(path, None, f"cannot be read by the rig ({error.strerror})")
 
 
 def model(folder: Path) -> ModelFacts | str:
@@ -44,14 +45,13 @@ def hub_folder(name: str, environment: Mapping[str, str]) -> Path | None:
 
 
 @lru_cache(maxsize=256)
-def _rows(kind: str, path: str, _inode: int, _size_bytes: int, _changed_ns: int) -> DataReport | str:
-    check = data.check_training if kind == "finetune" else data.check_prompts
+def _rows(path: Path, reading: Reading, _identity: object) -> DataReport | InvalidData:
     try:
-        return check(Path(path))
-    except data.InvalidData as error:
-        return str(error)
+        return data.check(path, reading)
+    except InvalidData as error:
+        return error
     except OSError as error:
-        return f"cannot be read by the rig ({error.strerror})"
+        return InvalidData(path, None, f"cannot be read by the rig ({error.strerror})")
 
 
 @lru_cache(maxsize=256)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.settings import Settings
+from jobs.data.arrow_rows import is_saved_dataset
 from jobs.model import Job, State
 from jobs.rundir import run_dir
 from jobs.spec import HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, FieldError, InvalidSpec
@@ -37,12 +38,13 @@ class Places:
         self._roots = (settings.models.resolve(), *settings.allowed_paths)
 
     def locate(self, spec: Mapping[str, Any]) -> tuple[dict[str, str], list[FieldError]]:
-        """Absolute paths of model, adapter, data, eval_data and cwd, and what is wrong with them."""
+        """Absolute paths of model, adapter, data, eval_data, chat_template and cwd, and what is wrong with them."""
         lookups: dict[str, Callable[[str], str | dict[str, str]]] = {
             "model": self.model,
             "adapter": self.adapter,
             "data": self.data,
             "eval_data": self.data,
+            "chat_template": self.data,
             "cwd": self.cwd,
         }
         found: dict[str, str] = {}
@@ -97,7 +99,7 @@ class Places:
         return str(folder)
 
     def data(self, text: str) -> str:
-        """A file of rows."""
+        """A file of rows, or a folder that `datasets` saved."""
         if match := INPUT_REFERENCE.fullmatch(text):
             path = self._settings.inputs / match[1]
             if not path.is_file() and not self._uploaded_elsewhere(match[1]):
@@ -111,8 +113,8 @@ class Places:
                 f"{text[:100]!r} is neither uploaded nor an absolute path on the rig (`submit` uploads by itself)"
             )
         path = self._allowed(text)
-        if not path.is_file():
-            raise Refused("is not a file on the rig")
+        if not path.is_file() and not is_saved_dataset(path):
+            raise Refused("is not a file on the rig, nor a folder that `datasets` saved")
         return str(path)
 
     def cwd(self, text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.data import Message, Row, checked_messages, training_shape
+from jobs.data import Message, Reading, Row, convert
 
 #: Label of a token that is not learnt; torch's cross-entropy skips it.
 IGNORED = -100
@@ -41,18 +41,29 @@ def encode(row: Row, tokenizer: Any, max_length: int | None, assistant_only_loss
     Messages: the assistant's words with the token that ends its turn, or everything when `assistant_only_loss` is false.
     Prompt and completion: the completion. Text: everything, and the end token. Raises ValueError for a row that cannot be used.
     """
-    shape = training_shape(row)
-    if shape == "text":
+    converted = convert(row, Reading())
+    row = converted.row
+    if converted.shape == "text":
         input_ids = _ended(list(tokenizer(row["text"])["input_ids"]), tokenizer)
         return _cut(input_ids, list(input_ids), max_length)
-    if shape == "prompt_completion" and isinstance(row["prompt"], str):
-        return _encode_pair(row["prompt"], row["completion"], tokenizer, max_length)
-    if shape == "prompt_completion":
-        prompt = [{**m, "weight": 0} for m in checked_messages(row["prompt"], "prompt")]
-        messages = [*prompt, *checked_messages(row["completion"], "completion")]
-        return _encode_chat(messages, row.get("tools"), tokenizer, max_length, assistant_only_loss=True)
-    messages = checked_messages(row["messages"], "messages")
-    return _encode_chat(messages, row.get("tools"), tokenizer, max_length, assistant_only_loss)
+    if converted.shape == "messages":
+        return _encode_chat(row["messages"], row.get("tools"), tokenizer, max_length, assistant_only_loss)
+    return encode_answer(row["prompt"], row["completion"], row.get("tools"), tokenizer, max_length)
+
+
+def encode_answer(
+    prompt: str | list[Message],
+    answer: str | list[Message],
+    tools: Any,
+    tokenizer: Any,
+    max_length: int | None,
+) -> Encoded:
+    """Tokens of a prompt and an answer, both texts or both messages; the answer is learnt. Raises ValueError."""
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return _encode_pair(prompt, answer, tokenizer, max_length)
+    assert not isinstance(prompt, str) and not isinstance(answer, str)
+    messages = [*({**message, "weight": 0} for message in prompt), *answer]
+    return _encode_chat(messages, tools, tokenizer, max_length, assistant_only_loss=True)
 
 
 def render(tokenizer: Any, messages: Sequence[Message], tools: Any = None, *, to_answer: bool = False) -> str:

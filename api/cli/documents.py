@@ -21,7 +21,7 @@ from jobs.spec import INPUT_REFERENCE, FieldError, InvalidSpec, parse
 Json = dict[str, Any]
 
 #: Fields that may name a file on this machine.
-FILE_FIELDS = ("data", "eval_data")
+FILE_FIELDS = ("data", "eval_data", "chat_template")
 KINDS_OF_FILE = ".toml, .yaml or .json"
 
 
@@ -93,25 +93,24 @@ def check_rows(body: Json, folders: Sequence[Path]) -> dict[str, data.DataReport
     checked = set()
     reports: dict[str, data.DataReport] = {}
     for document, field, path in local_files(body, folders):
-        if field == "csv" and document is body.get("sweep"):
+        if field == "chat_template" or (field == "csv" and document is body.get("sweep")):
             continue
-        own = document.get("kind") if isinstance(document, dict) else None
-        kind = own or (body["base"].get("kind") if "base" in body else None)
-        if (kind, path) not in checked and not _needs_pyarrow(path):
-            checked.add((kind, path))
+        own = document if isinstance(document, dict) and "kind" in document else body.get("base") or {}
+        reading = data.Reading.of(own)
+        if (reading, path) not in checked and not _needs_pyarrow(path):
+            checked.add((reading, path))
             try:
-                report = (data.check_prompts if kind == "generate" else data.check_training)(path)
+                report = data.check(path, reading)
                 reports[f"sha256:{report.sha256}"] = report
             except data.InvalidData as error:
-                raise DocumentError(f"{field if isinstance(field, str) else 'data'}: {path.name}, {error}") from None
+                where = f"{field if isinstance(field, str) else 'data'}: {path.name}"
+                raise DocumentError("\n".join(f"{where}, {message}" for _, message in error.told)) from None
     return reports
 
 
 def _needs_pyarrow(path: Path) -> bool:
-    """A Parquet file where its reader is not installed: the rig checks it."""
-    with path.open("rb") as file:
-        is_parquet = file.read(len(data.PARQUET_MAGIC)) == data.PARQUET_MAGIC
-    return is_parquet and importlib.util.find_spec("pyarrow") is None
+    """A file whose reader is not installed: the rig checks it."""
+    return importlib.util.find_spec("pyarrow") is None and data.needs_pyarrow(path)
 
 
 def send_files(

@@ -50,6 +50,8 @@ class FieldError:
 
     field: str
     message: str
+    #: Of the file that the field names; None when it is the field itself.
+    line: int | None = None
 
 
 class InvalidSpec(ValueError):

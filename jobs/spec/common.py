@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, StringConstraints
 
+from jobs.data.shapes import KNOWN_FIELDS
 from jobs.model import Priority
 
 #: `org/name` on a hub, with an optional `@revision`.
@@ -42,8 +43,19 @@ def _epoch_seconds(value: object) -> object:
     return value
 
 
+def _known_fields(fields: dict[str, str]) -> dict[str, str]:
+    for own, known in fields.items():
+        if known not in KNOWN_FIELDS:
+            raise ValueError(f"{own[:60]!r} is read as {known[:60]!r}, which is not one of {', '.join(KNOWN_FIELDS)}")
+    if len(set(fields.values())) < len(fields):
+        raise ValueError("two columns are read as the same field")
+    return fields
+
+
 Text = Annotated[str, StringConstraints(max_length=4096), AfterValidator(_only_encodable)]
 Line = Annotated[str, StringConstraints(max_length=128), AfterValidator(_only_encodable), AfterValidator(_no_control_characters)]  # fmt: skip
+#: A file's own names of columns, and the known fields that they are read as.
+DataFields = Annotated[dict[Line, Line], Field(max_length=32), AfterValidator(_known_fields)]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:=-]{0,63}$")]
 #: "141" must succeed, "ended:141" only end, "failed:141" fail.
 Dependency = Annotated[str, StringConstraints(pattern=r"^((succeeded|ended|failed):)?[1-9][0-9]{0,17}$"), BeforeValidator(lambda v: str(v) if isinstance(v, int) and not isinstance(v, bool) else v)]  # fmt: skip

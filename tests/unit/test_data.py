@@ -86,8 +86,9 @@ def test_a_broken_line_is_named_with_its_number(tmp_path: Path) -> None:
         ({"prompt": "x", "completion": [USER]}, "must both be texts or both be lists of messages"),
         ({"prompt": [USER], "completion": [USER]}, "`completion` must end with an assistant message"),
         ({"text": "  "}, "line 2: `text` is empty"),
-        ({"conversations": [{"from": "human", "value": "x"}]}, "ShareGPT's shape"),
-        ({"instruction": "x", "output": "y"}, "Alpaca's shape"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "`conversations` needs at least one assistant message"),
+        ({"conversations": [{"from": "me", "value": "x"}]}, "`conversations[0].from` is 'me'; known are system, human"),
+        ({"instruction": "x", "input": "y"}, "line 2: `output` is missing"),
         ({"chosen": "x", "rejected": "y"}, "preference data"),
         ({"question": "x"}, "needs `messages`, `prompt` and `completion`, or `text`; it has `question`"),
         ({}, "it has no fields"),
@@ -117,12 +118,6 @@ def test_a_file_that_is_not_text_is_refused_with_its_line(tmp_path: Path) -> Non
     assert refusal(path) == "line 2: not UTF-8 text (byte 14 of the line)"
 
 
-def test_a_json_array_is_told_apart_from_lines(tmp_path: Path) -> None:
-    path = tmp_path / "array.json"
-    path.write_text(json.dumps([CHAT, CHAT], indent=2))
-    assert "one row is one line, not one JSON array" in refusal(path)
-
-
 def test_blank_lines_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(CHAT).encode() + b"\n\n" + json.dumps(CHAT).encode())
@@ -133,7 +128,7 @@ def test_blank_lines_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> None:
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.data.MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr("jobs.data.json_rows.MAX_LINE_BYTES", 2**20)
     assert refusal(jsonl(tmp_path / "rows", "x" * 2**21)) == "line 1: is longer than 1 MiB; one row is one line"
 
 

@@ -254,7 +254,7 @@ def test_rows_and_their_text_are_counted_while_they_are_checked(tmp_path: Path) 
     assert (report.rows, report.text_bytes, report.longest_bytes) == (3, 3 * 3 + 24, 23)
     parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": "abc"}]}]}
     file.write_text(json.dumps(parts) + "\n")
-    assert check_prompts(file).longest_bytes == len("userabctext")
+    assert check_prompts(file).longest_bytes == len("userabc")
 
 
 def test_checkpoints_are_bounded(llama: ModelFacts) -> None:
