@@ -195,7 +195,17 @@ def _night(rig: Context, slots: list[str], start: float, end: float) -> idle.Nig
     for slot, held in quarantine.read(rig.store, settings.rig).items():
         out.setdefault(slot, []).append((held.at, held.released_at or end))
     opened = None if not windows.ranges else list(_openings(rig, start, end))
-    return idle.Night(start, end, slots, _jobs_since(rig, start), open=opened, out=out)
+    paused = _pauses(rig, slots, end)
+    return idle.Night(start, end, slots, _jobs_since(rig, start), open=opened, out=out, paused=paused)
+
+
+def _pauses(rig: Context, slots: list[str], end: float) -> dict[str, list[tuple[float, float]]]:
+    """By slot: its own pauses by hand, and those of the whole rig."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for paused, since, until in rig.store.pauses(rig.settings.rig):
+        for slot in slots if paused is None else [paused]:
+            found.setdefault(slot, []).append((since, end if until is None else until))
+    return found
 
 
 def _jobs_since(rig: Context, start: float) -> list[Job]:
