@@ -23,7 +23,7 @@ from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY, KnownJob
 from api.views import IdleStretch, IdleView, TelemetryPoint, TelemetryView, moment
 from daemon import export, idle, quarantine, telemetry
-from daemon.night.read import jobs_since, openings, outages
+from daemon.night.read import jobs_since, openings, outages, pauses
 
 PARQUET_TIMEOUT_S = 120.0
 LONGEST_EXPORT_S = 400 * 86_400.0
@@ -190,4 +190,5 @@ def get_idle_time(rig: Rig, start: Start = None, end: End = None) -> IdleView:
 def _night(rig: Context, slots: list[str], start: float, end: float) -> idle.Night:
     settings = rig.settings
     jobs, out = jobs_since(rig.store, rig.facts(), start, end), outages(rig.store, settings, start, end)
-    return idle.Night(start, end, slots, jobs, open=openings(settings, start, end), out=out)
+    paused = pauses(rig.store, settings, slots, end)
+    return idle.Night(start, end, slots, jobs, open=openings(settings, start, end), out=out, paused=paused)

@@ -106,6 +106,10 @@ class UsageView(BaseModel):
     tokens_per_j: float | None = None
     cost: float | None = None
     co2_g: float | None = None
+    peak_own_vram_bytes: int | None = None
+    #: How long others used its GPUs beside it, and who held most.
+    contended_s: float | None = None
+    contended_by: str | None = None
 
 
 class JobSummary(BaseModel):

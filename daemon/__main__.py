@@ -3,7 +3,6 @@
 import argparse
 import fcntl
 import logging
-import os
 import signal
 import sys
 import time
@@ -19,13 +18,14 @@ from daemon import __file__ as package_file
 from daemon import inputs, peers, power, redis_server
 from daemon.gpus import discover
 from daemon.loop import Loop, TakenOver, clear_slot
+from daemon.newcomers import add_worker
 from daemon.process_tree import become_subreaper, kill_marked
 from daemon.redis_server import RedisMisconfigured, RedisUnavailable, Server
 from daemon.reindex import reindex
 from daemon.rig import NoSuchSlot, Slot, choose_slots, with_absent
 from daemon.settings import Settings, main_settings
 from daemon.store import Store, connect
-from daemon.supervisor import MARK, SLOT_MARK, WORKER, Supervisor, mark, slot_mark, worker_name
+from daemon.supervisor import MARK, WORKER, Supervisor, mark
 from jobs.model import State
 
 log = logging.getLogger("daemon")
@@ -159,19 +159,7 @@ def staff(settings: Settings, slots: tuple[Slot, ...], *, in_a_hurry: bool) -> S
     """The processes beside the loop. `in_a_hurry`: work waits, so the API lets the workers load first."""
     supervisor = Supervisor(settings)
     for slot in slots:
-        pin = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": slot.id if slot.is_gpu else ""}
-        own = {
-            **pin,
-            SLOT_MARK: slot_mark(settings, slot.id),
-            "OPENBLAS_NUM_THREADS": "1",
-            # counting GPUs through CUDA would make every later fork useless (poison_fork in torch/csrc/cuda/Module.cpp)
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-            # read once, when the hub's library is imported: before a preloaded worker knows its first job
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE") or ("0" if settings.allow_hub else "1"),
-        }
-        argv = ["workers", "--slot", slot.id, "--parent", str(os.getpid())]
-        supervisor.add(worker_name(slot.id), argv, own)
+        add_worker(supervisor, settings, slot)
     supervisor.add("api", ["api"], after_s=WORKERS_FIRST_S if in_a_hurry else 0.0)
     cpu_slots = sum(not slot.is_gpu for slot in slots)
     extra = ["--cpu-slots", str(cpu_slots)] if cpu_slots else []

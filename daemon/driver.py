@@ -14,6 +14,7 @@ from daemon.nvml import (
     Card,
     DriverTrouble,
     GpuTrouble,
+    Owners,
     explain,
     load_binding,
     raise_for_driver,
@@ -30,13 +31,14 @@ LONGEST_BACK_OFF_S = 300.0
 class Driver:
     """What NVML knows. `read` does not raise for it: trouble stands in `problem` and in the state of each card."""
 
-    def __init__(self, *, retry_s: float, watch_xids: bool) -> None:
+    def __init__(self, *, retry_s: float, watch_xids: bool, whose: Owners | None = None) -> None:
         self.cards: dict[str, Card] = {}
         self.problem: str | None = None
         #: Whether new CUDA processes would fail: the driver was replaced while it was in use.
         self.replaced = False
         self.xids: SimpleQueue[tuple[str, int]] = SimpleQueue()
         self._retry_s = retry_s
+        self._whose = whose
         self._watch_xids = watch_xids
         self._watch: XidWatch | None = None
         self._nvml: Any = None  # set while the library is initialised
@@ -75,16 +77,14 @@ class Driver:
         self.replaced = False
         self._nvml, self._unmet, self._look_at = nvml, set(range(count)), 0.0
         self.problem = None if count else "The NVIDIA driver reports no GPU: CPU slots are used."
-        if self._watch_xids:
-            self._watch = XidWatch(nvml, self._handles, self.xids)
-            self._watch.start()
 
     def _look(self, at: float) -> None:
         """Meet the GPUs, each index for itself: a lost one does not hide the others."""
         problems = []
         for index in sorted(self._unmet):
             try:
-                card = Card(self._nvml, index, self._nvml.nvmlDeviceGetHandleByIndex(index), retry_s=self._retry_s)
+                handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+                card = Card(self._nvml, index, handle, retry_s=self._retry_s, whose=self._whose)
             except GpuTrouble as trouble:
                 problems.append(f"GPU {index} does not answer ({trouble}): it is left out until it does.")
             except self._nvml.NVMLError as error:
@@ -94,14 +94,21 @@ class Driver:
                 self.cards[card.uuid] = card
                 self._unmet.discard(index)
         self.problem, self._look_at = " ".join(problems) or None, at + self._retry_s
+        self._watch_again()
+
+    def _watch_again(self) -> None:
+        """Other GPUs are well than before. The first watch has them before anything is read: nothing is missed from then on."""
         if self._watch:
             self._watch.renew()
+        elif self._watch_xids and self.cards:
+            self._watch = XidWatch(self._nvml, self._handles, self.xids)
+            self._watch.start()
 
     def _read(self, card: Card, ts: int, at: float, thoroughly: bool) -> Sample:
         was_out = card.handle is None
         sample = card.read(ts, at=at, thoroughly=thoroughly)
-        if self._watch and was_out and card.handle is not None:
-            self._watch.renew()
+        if was_out and card.handle is not None:
+            self._watch_again()
         return sample
 
     def _stop(self, problem: str, at: float) -> None:
@@ -123,7 +130,11 @@ class Driver:
 
 
 class XidWatch(threading.Thread):
-    """Waits for XIDs in the background and puts each as (uuid, code) into the queue."""
+    """Waits for XIDs in the background and puts each as (uuid, code) into the queue.
+
+    It is registered when it is made. When other GPUs are well than before, the next set of events is registered before the
+    one in use is emptied and let go: what happens in between is seen twice rather than missed.
+    """
 
     def __init__(self, nvml: Any, handles: Callable[[], dict[str, Any]], found: "SimpleQueue[tuple[str, int]]") -> None:
         super().__init__(name="xid-watch", daemon=True)
@@ -132,6 +143,12 @@ class XidWatch(threading.Thread):
         self._found = found
         self._renewed = threading.Event()
         self._ended = threading.Event()
+        self._set: Any = None
+        self._uuids: dict[int | None, str] = {}
+        try:
+            self._register()
+        except nvml.NVMLError:
+            self._renewed.set()  # the thread tries it again
 
     def renew(self) -> None:
         """Other GPUs are well than before."""
@@ -150,39 +167,63 @@ class XidWatch(threading.Thread):
                 # With a lost GPU in the set each wait fails at once. It cannot register again, so the next set is
                 # without it; the pause keeps this from spinning.
                 self._ended.wait(1.0)
+                self._renewed.set()
+        self._let_go(self._set)
 
     def _watch(self) -> None:
-        self._renewed.clear()
-        events = self._nvml.nvmlEventSetCreate()
-        try:
-            uuids = self._register(events)
-            if not uuids:
-                self._renewed.wait(30.0)
-            while uuids and not self._renewed.is_set():
-                self._wait(events, uuids)
-        finally:
-            self._nvml.nvmlEventSetFree(events)
+        if self._renewed.is_set():
+            self._renewed.clear()
+            self._renew()
+        if self._uuids:
+            self._take(self._set, self._uuids, 1000)
+        else:
+            self._renewed.wait(30.0)
 
-    def _register(self, events: Any) -> dict[int | None, str]:
-        uuids = {}
+    def _renew(self) -> None:
+        old, uuids = self._set, self._uuids
+        try:
+            self._register()
+        finally:
+            if self._set is not old:
+                self._drain(old, uuids)
+
+    def _drain(self, old: Any, uuids: dict[int | None, str]) -> None:
+        """What the old set still holds. One with a lost GPU in it says only that."""
+        with suppress(self._nvml.NVMLError):
+            while self._take(old, uuids, 0):
+                pass
+        self._let_go(old)
+
+    def _register(self) -> None:
+        """A new set with every GPU that is well."""
+        events, uuids = self._nvml.nvmlEventSetCreate(), {}
         for uuid, handle in self._handles().items():
             try:
                 self._nvml.nvmlDeviceRegisterEvents(handle, XID_EVENT, events)
             except self._nvml.NVMLError:
                 continue  # lost, or not supported on this platform
             uuids[_address(handle)] = uuid
-        return uuids
+        self._set, self._uuids = events, uuids
 
-    def _wait(self, events: Any, uuids: dict[int | None, str]) -> None:
+    def _take(self, events: Any, uuids: dict[int | None, str], timeout_ms: int) -> bool:
+        """Wait for one event; whether one came."""
+        if events is None:
+            return False
         try:
-            event = self._nvml.nvmlEventSetWait_v2(events, 1000)
+            event = self._nvml.nvmlEventSetWait_v2(events, timeout_ms)
         except self._nvml.NVMLError as error:
             if error.value != TIMEOUT:
                 raise
-            return
+            return False
         # By handle, as a lost GPU does not tell its UUID any more.
         if uuid := uuids.get(_address(event.device)):
             self._found.put((uuid, event.eventData))
+        return True
+
+    def _let_go(self, events: Any) -> None:
+        if events is not None:
+            with suppress(self._nvml.NVMLError):  # the library may be down already
+                self._nvml.nvmlEventSetFree(events)
 
 
 def inventory() -> Inventory:

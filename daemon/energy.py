@@ -29,6 +29,9 @@ class Reading(NamedTuple):
     thr_sw_therm_ms: int | None = None
     thr_hw_therm_ms: int | None = None
     thr_brake_ms: int | None = None
+    own_mib: int | None = None
+    foreign_mib: int | None = None
+    foreign_util: int | None = None
 
     @property
     def throttled_ms(self) -> tuple[int | None, ...]:

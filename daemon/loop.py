@@ -13,10 +13,11 @@ from types import FrameType
 
 import redis
 
-from daemon import peers, redis_server, telemetry
+from daemon import peers, power, redis_server, telemetry
 from daemon.conditions import Conditions
 from daemon.facts import Ledger
 from daemon.housekeeping import Housekeeper
+from daemon.newcomers import add_worker, newcomers, stand_ins
 from daemon.plan import Cancel, Decision, DeclareLost, Interrupt, Offer, Withdraw, plan
 from daemon.process_tree import is_alive, kill_marked, kill_tree
 from daemon.quarantine import Warden
@@ -27,6 +28,7 @@ from daemon.settle import settle
 from daemon.store import OldEpoch, SlotTaken, Store, UnknownJob
 from daemon.supervisor import SLOT_MARK, Supervisor, slot_mark, worker_name
 from daemon.sweep_watch import SweepWatch
+from daemon.telemetry import Live
 from jobs.model import RECORD_VERSION, Cause, End, InvalidTransition, Job, Outcome, State, Wish, WishKind
 
 log = logging.getLogger(__name__)
@@ -97,6 +99,7 @@ class Loop:
         self._alarm = Alarm()
         self._stops_asked = 0
         self._last_beat = -math.inf
+        self._began = now()
         self._told_url = ""
         self._verdicts: dict[str, tuple[bool, bool, bool]] = {}
         self._dead: list[str] = []
@@ -124,7 +127,9 @@ class Loop:
         while self._dead:  # one that could not be buried, because Redis was away, is tried again at the next look
             self._bury(self._dead[0])
             self._dead.pop(0)
-        self._end_stale_sampler()
+        live = telemetry.latest(self._settings.home, now=self._now())
+        self._end_stale_sampler(live)
+        self._welcome(live)
         self._supervisor.start_due()
         facts = self._ledger.facts(self._now(), self._settings, ready=self._ready(), conditions=self._conditions)
         self._untaken -= {worker_name(job.slots[0]) for job in facts.here if job.state is State.RUNNING}
@@ -219,9 +224,33 @@ class Loop:
         kill_marked(SLOT_MARK, slot_mark(self._settings, slot))
         clear_slot(self._store, self._settings, slot, now=self._now())
 
-    def _end_stale_sampler(self) -> None:
+    def _welcome(self, live: Live) -> None:
+        """Make slots of GPUs that have come since the start. CPU slots that stood in for them go when they are free."""
+        found = newcomers(self._settings.slots, self._slots, live) if (live.at or 0.0) > self._began else ()
+        slots = (*self._slots, *found)
+        gone = [s for s in stand_ins(self._settings.slots, slots) if not self._store.occupant(self._settings.rig, s.id)]
+        if not found and not gone:
+            return
+        for slot in gone:
+            self._supervisor.kill(worker_name(slot.id))
+            self._bury(worker_name(slot.id))
+            del self._supervisor.processes[worker_name(slot.id)]
+        for slot in found:
+            log.warning("GPU %d (%s, %s) has come and gets jobs from now on", slot.index, slot.name, slot.id)
+            add_worker(self._supervisor, self._settings, slot)
+        self._slots = tuple(slot for slot in slots if slot not in gone)
+        told = self._store.rigs().get(self._settings.rig, {})
+        record = {**told, "slots": [slot.to_json() for slot in self._slots], "problem": live.problem}
+        self._store.describe_rig(self._settings.rig, record)
+        threading.Thread(target=self._limit_power, args=(found,), name="power", daemon=True).start()
+
+    def _limit_power(self, slots: tuple[Slot, ...]) -> None:
+        """In a thread of its own: the driver may take its time."""
+        for sentence in power.set_limits(power.wanted(self._settings.gpu_power_limit_w, slots)):
+            log.info("%s", sentence)
+
+    def _end_stale_sampler(self, live: Live) -> None:
         """A sampler that hangs in the driver is replaced. Nobody waits for it: it may be stuck in the kernel."""
-        live = telemetry.latest(self._settings.home, now=self._now())
         if live.stale and self._supervisor.age_s("sampler") > SAMPLER_PATIENCE_S:
             self._supervisor.kill("sampler", wait=False)
 

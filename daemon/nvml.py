@@ -13,16 +13,17 @@ PCIe throughput is never read: that call blocks for 20 ms per direction.
 import ctypes
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from daemon.gpus import Gpu
+from daemon.owner import MIB, Kind, held_bytes
 from daemon.samples import STATES, THROTTLING, GpuProcess, Identity, Sample, SlotNow
 
 # nvmlReturn_t
-INSUFFICIENT_SIZE, DRIVER_NOT_LOADED, TIMEOUT, LIBRARY_NOT_FOUND, VERSION_MISMATCH = 7, 9, 10, 12, 18
+NOT_FOUND, INSUFFICIENT_SIZE, DRIVER_NOT_LOADED, TIMEOUT, LIBRARY_NOT_FOUND, VERSION_MISMATCH = 6, 7, 9, 10, 12, 18
 ABSENT = {3, 4, 13, 26}  # not supported, no permission, function not found, deprecated
 GPU_OUT = {11, 15, 16}  # interrupt trouble, GPU is lost, reset required
 LIBRARY_OUT = {1, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, VERSION_MISMATCH, 28}  # 1: uninitialized, 28: GPU not found
@@ -31,6 +32,7 @@ LIBRARY_OUT = {1, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, VERSION_MISMATCH, 28}  #
 ENERGY_MJ, POWER_MW, POWER_INSTANT_MW, LIMIT_MW, MEMORY_TEMP_C, RECOVERY_ACTION = 83, 185, 186, 190, 82, 230
 ECC_UNCORRECTED, PCIE_REPLAYS = 4, 94  # double-bit errors since the driver was loaded; packets sent again
 THROTTLED_NS = (74, 269, 270, 271)  # in the order of THROTTLING
+THROTTLED_COLUMNS = ("thr_power_ms", "thr_sw_therm_ms", "thr_hw_therm_ms", "thr_brake_ms")
 FIELDS = (ENERGY_MJ, POWER_MW, POWER_INSTANT_MW, LIMIT_MW, *THROTTLED_NS, RECOVERY_ACTION)
 SLOW_FIELDS = (MEMORY_TEMP_C, ECC_UNCORRECTED, PCIE_REPLAYS)
 VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
@@ -57,6 +59,9 @@ THOROUGH_ROUNDS_PER_LINK = 2
 #: nvmlDeviceGetTemperatureThreshold's number for where the GPU slows down by itself.
 SLOWDOWN_THRESHOLD = 1
 PROCESS_ROOM = 64
+
+#: Puts names and owners to processes: daemon.owner's `Whose`.
+Owners = Callable[[Iterable[GpuProcess]], tuple[GpuProcess, ...]]
 
 
 class GpuTrouble(Exception):
@@ -105,10 +110,11 @@ def raise_for_driver(error: Any) -> None:
 class Card:
     """One GPU. `read` takes a sample and keeps what the live view needs beside it."""
 
-    def __init__(self, nvml: Any, index: int, handle: Any, *, retry_s: float) -> None:
+    def __init__(self, nvml: Any, index: int, handle: Any, *, retry_s: float, whose: Owners | None = None) -> None:
         self._nvml = nvml
         self.handle = handle
         self._retry_s = retry_s
+        self._whose = whose
         self._never: set[str] = set()
         self._misses: Counter[str] = Counter()
         self._rests_until = 0.0
@@ -127,10 +133,17 @@ class Card:
         self._link_max = self._ask("MaxPcieLinkGeneration"), self._ask("MaxPcieLinkWidth")
         self._recovery_action: int | None = None
         self._processes: tuple[GpuProcess, ...] = ()
+        self._foreign_util: int | None = None
+        self._util_seen_us = 0
 
     @property
     def uuid(self) -> str:
         return self.gpu.uuid
+
+    @property
+    def processes(self) -> tuple[GpuProcess, ...]:
+        """Those of the last thorough look."""
+        return self._processes
 
     def read(self, ts: int, *, at: float, thoroughly: bool) -> Sample:
         """A sample for second `ts`, at `at` of the monotonic clock; what changes slowly only when `thoroughly`."""
@@ -149,7 +162,7 @@ class Card:
         """Leave this GPU alone for a while."""
         self.handle, self._rests_until = None, until
         self.state, self.reason = state, reason
-        self._processes, self._recovery_action = (), None
+        self._processes, self._recovery_action, self._foreign_util = (), None, None
 
     def now(self) -> SlotNow:
         """The live view's entry."""
@@ -186,6 +199,10 @@ class Card:
             throttle_reasons=tuple(name for bit, name in THROTTLE_REASONS.items() if (sample.reasons or 0) & bit),
             recovery_action=self._recovery_action,
             processes=self._processes,
+            own_memory_bytes=self._held(Kind.OWN),
+            foreign_memory_bytes=self._held(Kind.OTHER),
+            foreign_utilization_ratio=_scaled(sample.foreign_util, 100),
+            mig=self.gpu.mig,
         )
 
     def details(self) -> dict[str, Any]:
@@ -289,9 +306,12 @@ class Card:
             reasons=self._or_ask(self._ask("CurrentClocksEventReasons"), "CurrentClocksThrottleReasons"),
             pstate=self._pstate,
             fan=self._fan,
+            own_mib=_mib(self._held(Kind.OWN)),
+            foreign_mib=_mib(self._held(Kind.OTHER)),
+            foreign_util=self._foreign_util,
             **{
                 name: field[number] // 1_000_000
-                for name, number in zip(Sample._fields[-len(THROTTLED_NS) :], THROTTLED_NS, strict=True)
+                for name, number in zip(THROTTLED_COLUMNS, THROTTLED_NS, strict=True)
                 if number in field
             },
         )
@@ -300,7 +320,8 @@ class Card:
         """What changes slowly, or costs the driver much."""
         self._fan, self._pstate = self._ask("FanSpeed"), self._ask("PerformanceState")
         self._slow = {number: field[number] for number in SLOW_FIELDS if number in field}
-        self._processes = self._list_processes()
+        self._processes = self._whose(self._list_processes()) if self._whose else self._list_processes()
+        self._foreign_util = self._ask_foreign_util()
         if self._thorough_rounds % THOROUGH_ROUNDS_PER_LINK == 0:
             self._link = self._ask("CurrPcieLinkGeneration"), self._ask("CurrPcieLinkWidth")
             encoder = self._ask("EncoderUtilization")
@@ -326,6 +347,37 @@ class Card:
             for pid, memory_bytes in sorted({**graphics, **compute}.items())
         )
 
+    def _held(self, kind: Kind) -> int | None:
+        """Bytes that such processes hold; None where lists of processes cannot be had."""
+        if self._whose is None or self.handle is None or {"processes_v3", "processes_v2"} <= self._never:
+            return None
+        return held_bytes(self._processes, kind)
+
+    def _ask_foreign_util(self) -> int | None:
+        """Per cent of the multiprocessors that others had lately; asked only while they work beside us."""
+        pids = {owner: {p.pid for p in self._processes if p.owner == owner.value} for owner in (Kind.OWN, Kind.OTHER)}
+        if not all(pids.values()):
+            return None
+        rows: list[tuple[int, int, int]] | None = self._try("ProcessUtilization", self._process_utilization)
+        if rows is None:
+            return None
+        self._util_seen_us = max((at for _, at, _ in rows), default=self._util_seen_us)
+        shares: dict[int, list[int]] = {}
+        for pid, _, share in rows:
+            if pid in pids[Kind.OTHER] and share <= 100:  # more is a known mistake of the driver's
+                shares.setdefault(pid, []).append(share)
+        return min(100, round(sum(sum(found) / len(found) for found in shares.values())))
+
+    def _process_utilization(self) -> list[tuple[int, int, int]]:
+        """Process, time in us, per cent. That nothing ran since the last look is no error."""
+        try:
+            found = self._nvml.nvmlDeviceGetProcessUtilization(self.handle, self._util_seen_us)
+        except self._nvml.NVMLError as error:
+            if error.value in (0, NOT_FOUND):  # 0: the binding raises when the list is empty
+                return []
+            raise
+        return [(row.pid, row.timeStamp, row.smUtil) for row in found]
+
     def _list(self, kind: str) -> dict[int, int | None]:
         for version in ("v3", "v2"):
             call = partial(self._call_list, f"nvmlDeviceGet{kind}RunningProcesses_{version}")
@@ -344,6 +396,10 @@ class Card:
         self._nvml._nvmlCheckReturn(code)
         unknown = self._nvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
         return {row.pid: None if row.usedGpuMemory == unknown else row.usedGpuMemory for row in rows[: count.value]}
+
+
+def _mib(count: int | None) -> int | None:
+    return None if count is None else count // MIB
 
 
 def _scaled(value: int | None, divisor: int) -> float | None:

@@ -6,7 +6,7 @@ browser: memory, but nobody at work), *unseen* (no such pid here: it ended, or l
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -63,6 +63,29 @@ def look_up(processes: Iterable[GpuProcess], *, mark: str, daemon: int) -> tuple
     return tuple(_look_up(process, mark.encode(), daemon) for process in processes)
 
 
+@dataclass(frozen=True)
+class Whose:
+    """Tells for the sampler whose each process is. Without a mark, only descent tells."""
+
+    mark: str
+    daemon: int
+
+    def __call__(self, processes: Iterable[GpuProcess]) -> tuple[GpuProcess, ...]:
+        """The same processes, with names and owners."""
+        listed = tuple(processes)
+        found = look_up(listed, mark=self.mark, daemon=self.daemon)
+        return tuple(
+            replace(one, name=known.name, owner=known.kind.value) for one, known in zip(listed, found, strict=True)
+        )
+
+
+def held_bytes(processes: Iterable[GpuProcess], kind: Kind) -> int | None:
+    """What the processes of this kind hold; None where the driver does not tell of one."""
+    mine = [process for process in processes if process.owner == kind.value]
+    known = [process.memory_bytes for process in mine if process.memory_bytes is not None]
+    return None if len(known) < len(mine) else sum(known)
+
+
 def strangers(processes: Sequence[Process], *, idle: bool) -> tuple[Process, ...]:
     """Those who use the GPU for themselves. Under a job of ours, who cannot be seen may be the job (a container's pids)."""
     kinds = {Kind.OTHER, Kind.UNSEEN} if idle else {Kind.OTHER}
@@ -87,6 +110,8 @@ def _stat(folder: Path) -> tuple[str, int]:
 
 
 def _carries(folder: Path, mark: bytes) -> bool:
+    if not mark:
+        return False
     try:
         return mark in (folder / "environ").read_bytes().split(b"\0")
     except PermissionError:  # another user's: certainly not ours

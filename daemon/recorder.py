@@ -5,6 +5,7 @@
     s60      the same in minutes, with averages and peaks; kept for a year
     s600     and in ten minutes; s3600 in hours: for longer times; kept as long as s60
     event    XIDs, lost GPUs, driver trouble; kept for ever
+    proc     who was on a GPU from when to when, with the most memory seen; kept as long as s60
 
 Rows are committed every 10 s, as a commit per second would write five times as much to the disk. Until then they stand
 in `gpu-now.json` ("unsaved"), which is replaced each second: a reader takes first that file, then the database, and
@@ -17,10 +18,11 @@ import sqlite3
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from daemon.samples import Identity, Minute, Sample, database_path, summarize_minute, summarize_minutes
+from daemon.samples import GpuProcess, Identity, Minute, Sample, database_path, summarize_minute, summarize_minutes
 
 #: Table, how long its rows are kept, and how much is deleted at once: more would keep readers waiting.
 PRUNING = (
@@ -28,6 +30,7 @@ PRUNING = (
     ("s60", 365 * 86_400, 20_000 * 60),
     ("s600", 365 * 86_400, 20_000 * 600),
     ("s3600", 365 * 86_400, 20_000 * 3600),
+    ("proc", 365 * 86_400, 20_000 * 60),
 )
 #: Where each longer summary comes from; so much of it is made at once, when a database of an earlier version has none.
 LONGER = (("s60", "s600", 600), ("s600", "s3600", 3600))
@@ -48,11 +51,18 @@ CREATE TABLE IF NOT EXISTS s3600(gid INTEGER, {", ".join(Minute._fields)}, PRIMA
 CREATE TABLE IF NOT EXISTS event(id INTEGER PRIMARY KEY, ts REAL, gid INTEGER, source TEXT, kind TEXT, code INTEGER,
     pid INTEGER, job_id TEXT, text TEXT);
 CREATE INDEX IF NOT EXISTS event_by_time ON event(ts);
+CREATE TABLE IF NOT EXISTS proc(gid INTEGER, ts INTEGER, last_ts INTEGER, pid INTEGER, kind TEXT, owner TEXT, name TEXT,
+    mem_mib INTEGER, PRIMARY KEY(gid, ts, pid)) WITHOUT ROWID;
 """
-INSERT_SAMPLE = f"INSERT OR IGNORE INTO s VALUES (?{', ?' * len(Sample._fields)})"
+# by name: in a database of an earlier version, later columns stand behind
+INSERT_SAMPLE = f"INSERT OR IGNORE INTO s(gid, {', '.join(Sample._fields)}) VALUES (?{', ?' * len(Sample._fields)})"
 INSERT_MINUTE = f"INSERT OR REPLACE INTO s60 VALUES (?{', ?' * len(Minute._fields)})"
 SELECT_MINUTES = f"SELECT {', '.join(Minute._fields)} FROM"
 INSERT_EVENT = "INSERT INTO event(ts, gid, source, kind, code, text, pid, job_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_PROCESS = """
+INSERT INTO proc SELECT gid, ?, ?, ?, ?, ?, ?, ? FROM gpu WHERE uuid = ?
+ON CONFLICT DO UPDATE SET last_ts = excluded.last_ts, mem_mib = max(coalesce(mem_mib, 0), excluded.mem_mib)
+"""
 SELECT_SAMPLE = f"SELECT {', '.join(Sample._fields)} FROM s WHERE gid = ?"
 
 
@@ -70,6 +80,9 @@ class Recorder:
         self._unsaved: dict[str, deque[Sample]] = {}
         self._events: list[tuple[float, str | None, str, str, int | None, str, int | None, str | None]] = []
         self._last_xid: dict[tuple[str | None, int], float] = {}
+        #: Who is on each GPU, since when; and what of it is to be written.
+        self._present: dict[str, dict[GpuProcess, int]] = {}
+        self._seen: dict[tuple[str, int, int], tuple[int, GpuProcess]] = {}
         self._database = self._open()
 
     def adopt(self, unsaved: Mapping[str, Sequence[Sample]]) -> None:
@@ -110,6 +123,19 @@ class Recorder:
                 return False
         self._events.append((ts, uuid, source, kind, code, text, pid, job))
         return True
+
+    def see(self, ts: int, uuid: str, processes: Sequence[GpuProcess]) -> None:
+        """Who is on a GPU now. One that is there again after it was gone counts anew: pids are used again."""
+        before = {(one.pid, one.name): since for one, since in self._present.get(uuid, {}).items()}
+        self._present[uuid] = {one: before.get((one.pid, one.name), ts) for one in processes}
+        for one, since in self._present[uuid].items():
+            key = (uuid, since, one.pid)
+            most = (
+                max(one.memory_bytes or 0, self._seen[key][1].memory_bytes or 0)
+                if key in self._seen
+                else one.memory_bytes
+            )
+            self._seen[key] = ts, replace(one, memory_bytes=most)
 
     @property
     def has_events(self) -> bool:
@@ -169,6 +195,9 @@ class Recorder:
             for ts, event_uuid, *facts in self._events:
                 event_gid = known[event_uuid][0] if event_uuid in known else None
                 db.execute(INSERT_EVENT, (ts, event_gid, *facts))
+            for (uuid, since, pid), (last, one) in self._seen.items():
+                mib = None if one.memory_bytes is None else one.memory_bytes >> 20
+                db.execute(INSERT_PROCESS, (since, last, pid, one.kind, one.owner, one.name, mib, uuid))
             for gid, _ in known.values():
                 if self._roll_up(db, gid, before=int(now) // 60 * 60):
                     for source, target, step_s in LONGER:
@@ -177,6 +206,7 @@ class Recorder:
         for waiting in self._unsaved.values():
             waiting.clear()
         self._events.clear()
+        self._seen.clear()
 
     def _introduce(self, db: sqlite3.Connection, slot: Identity, now: float) -> tuple[int, Identity]:
         """The slot's number in the database, which has what is known of it."""

@@ -26,6 +26,7 @@ from queue import SimpleQueue
 from daemon.driver import Driver, checkup, inventory
 from daemon.kernel_log import KernelLog, KernelXid, bus_key
 from daemon.machine import Machine
+from daemon.owner import Whose
 from daemon.recorder import Recorder
 from daemon.samples import now_path, publish, unsaved_rows
 from daemon.upgrade import UpgradeWatch
@@ -39,6 +40,7 @@ SAVE_EVERY_S, THOROUGHLY_EVERY_S, PRUNE_EVERY_S = 10, 5, 3600
 UPGRADE_CHECK_S = 60.0
 NICENESS = 10
 JOB_MARK = b"OVERNIGHT_JOB_ID="
+RIG_MARK = "OVERNIGHT_MARK"
 
 
 class Sampler:
@@ -52,9 +54,10 @@ class Sampler:
         retry_s: float,
         kernel_log: Path | None = None,
         upgrade_check_s: float = UPGRADE_CHECK_S,
+        whose: Whose | None = None,
     ) -> None:
         self._now_path = now_path(home)
-        self._driver = Driver(retry_s=retry_s, watch_xids=True)
+        self._driver = Driver(retry_s=retry_s, watch_xids=True, whose=whose)
         self._kernel_xids: SimpleQueue[KernelXid] = SimpleQueue()
         self._kernel_log = KernelLog(self._kernel_xids, path=kernel_log)
         self._kernel_log.start()
@@ -96,6 +99,8 @@ class Sampler:
             card = self._driver.cards[uuid]
             self._recorder.know(card.identity)
             self._recorder.add(uuid, sample)
+            if thoroughly:
+                self._recorder.see(ts, uuid, card.processes)
 
     def _sample_machine(self, ts: int) -> None:
         if self._machine is None:
@@ -202,6 +207,12 @@ def job_of(pid: int) -> str | None:
     return found[0].decode(errors="replace") if found else None
 
 
+def own_mark() -> str:
+    """The mark that this rig's processes carry (daemon.supervisor), as the daemon gave it to this one, too."""
+    value = os.environ.get(RIG_MARK)
+    return f"{RIG_MARK}={value}" if value else ""
+
+
 def run(
     home: Path,
     *,
@@ -215,7 +226,12 @@ def run(
     die_with_parent(signal.SIGTERM, parent)
     os.nice(NICENESS)
     sampler = Sampler(
-        home, cpu_slots=cpu_slots, retry_s=retry_s, kernel_log=kernel_log, upgrade_check_s=upgrade_check_s
+        home,
+        cpu_slots=cpu_slots,
+        retry_s=retry_s,
+        kernel_log=kernel_log,
+        upgrade_check_s=upgrade_check_s,
+        whose=Whose(own_mark(), parent),
     )
     sampler.tick(now=time.time(), at=time.monotonic())
     while not stop.wait(until_next_round_s(time.time())) and os.getppid() == parent:

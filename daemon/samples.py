@@ -41,11 +41,15 @@ class Sample(NamedTuple):
     thr_sw_therm_ms: int | None = None
     thr_hw_therm_ms: int | None = None
     thr_brake_ms: int | None = None
+    #: What processes of ours and of others hold, as the driver lists them, and the others' share of the multiprocessors (%).
+    own_mib: int | None = None
+    foreign_mib: int | None = None
+    foreign_util: int | None = None
 
     @property
     def throttled_ms(self) -> tuple[int | None, ...]:
         """The driver's counters, in the order of `THROTTLING`."""
-        return self[-len(THROTTLING) :]
+        return self.thr_power_ms, self.thr_sw_therm_ms, self.thr_hw_therm_ms, self.thr_brake_ms
 
 
 class Minute(NamedTuple):
@@ -88,6 +92,9 @@ class GpuProcess:
     pid: int
     memory_bytes: int | None
     kind: str
+    #: Its name, and whose it is: own, desktop, unseen, other (daemon.owner); empty: nobody has looked.
+    name: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,12 @@ class SlotNow:
     throttle_reasons: tuple[str, ...] = ()
     recovery_action: int | None = None  # NVML field 230; above 0 the driver asks for a reset or a reboot
     processes: tuple[GpuProcess, ...] = ()
+    #: What our processes and those of others hold; the desktop's is in neither.
+    own_memory_bytes: int | None = None
+    foreign_memory_bytes: int | None = None
+    #: The others' share of the multiprocessors while ours work beside them.
+    foreign_utilization_ratio: float | None = None
+    mig: bool = False  # split: no job can have the whole card
 
     def to_json(self) -> dict[str, Any]:
         """For `gpu-now.json`. Not `asdict`, which copies all the way down: that was the sampler's dearest call."""

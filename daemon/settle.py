@@ -70,8 +70,9 @@ def usage_of(run: Attempt, settings: Settings, now: float) -> dict[str, Any]:
     """What the attempt used, as far as the sampler knows."""
     usage = asdict(telemetry.summarize(settings.home, run.slots, run.started_at, now, tariff=settings.prices))
     peak_bytes = usage.pop("peak_memory_bytes")
+    own_peak_bytes = usage.pop("peak_own_memory_bytes")
     if not run.slots[0].startswith("cpu:"):  # on a CPU slot it is the whole machine's memory: not the job's
-        usage["peak_vram_bytes"] = peak_bytes
+        usage["peak_vram_bytes"], usage["peak_own_vram_bytes"] = peak_bytes, own_peak_bytes
     if usage["cost"] is not None:
         usage["cost"] *= settings.wall_factor
     if usage["energy_j"] is not None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from daemon.contention import contended_s
 from daemon.energy import LONGEST_STEP_S, EnergyMethod, Reading, Tally, tally, total_energy, with_counters
 from daemon.samples import GpuProcess, Sample, SlotNow, database_path, now_path, unsaved_rows
 from daemon.slowdown import Slowed, slowed_s
@@ -76,6 +77,11 @@ class Usage:
     temperature_max_slot: str | None = None
     #: At the prices of those hours, for the GPU boards alone; None without a tariff.
     cost: float | None = None
+    #: The most that our own processes held on one GPU, as the driver lists them every five seconds.
+    peak_own_memory_bytes: int | None = None
+    #: How long somebody else used the slots as well, and who held most.
+    contended_s: float | None = None
+    contended_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,21 @@ def summarize(
         temperature_max_at=hottest[1].at if hottest else None,
         temperature_max_slot=hottest[0] if hottest else None,
         cost=_cost(tariff, by_slot.values(), energy.joules, start, end) if tariff and energy else None,
+        peak_own_memory_bytes=max((r.own_mib << 20 for _, r in inside if r.own_mib is not None), default=None),
+        contended_s=(contended := _contended_s(by_slot.values(), start, end)),
+        contended_by=_contended_by(home, slots, start, end) if contended else None,
     )
+
+
+def _contended_s(by_slot: Iterable[Sequence[Reading]], start: float, end: float) -> float | None:
+    known = [found for readings in by_slot if (found := contended_s(readings, start, end)) is not None]
+    return sum(known) if known else None
+
+
+def _contended_by(home: Path, slots: Sequence[str], start: float, end: float) -> str | None:
+    """The other whose process held most meanwhile."""
+    found = [row for slot in slots for row in _query(home, OTHERS, slot, start=start, end=end)]
+    return max(found)[1] if found else None
 
 
 def _throttled_s(by_slot: Iterable[Sequence[Reading]], start: float, end: float) -> Mapping[str, float] | None:
@@ -219,7 +239,7 @@ def xid_counts(home: Path) -> list[tuple[str, int, int, float]]:
 # States 0 and 3 are "ok" and "suspect": the others have no readings.
 READINGS = """
 SELECT ts + 0.5, util, mem_mib, temp_c, power_mw, energy_mj, reasons,
-    thr_power_ms, thr_sw_therm_ms, thr_hw_therm_ms, thr_brake_ms FROM recent
+    thr_power_ms, thr_sw_therm_ms, thr_hw_therm_ms, thr_brake_ms, own_mib, foreign_mib, foreign_util FROM recent
 WHERE gid = :gid AND ts BETWEEN :start - 1 AND :end AND state IN (0, 3) ORDER BY ts
 """
 RAW_SERIES = """
@@ -237,10 +257,14 @@ FROM {table}
 WHERE gid = :gid AND ts >= :start - {last} AND ts < :end
 GROUP BY (ts + {last} - :start) / :step ORDER BY ts
 """
-INSERT_TAIL = f"INSERT INTO tail VALUES (?{', ?' * len(Sample._fields)})"  # noqa: S608 - of our own names
+INSERT_TAIL = f"INSERT INTO tail(gid, {', '.join(Sample._fields)}) VALUES (?{', ?' * len(Sample._fields)})"  # noqa: S608 - of our own names
 EVENTS = """
 SELECT event.ts, gpu.uuid, source, kind, code, text, pid, job_id, event.id FROM event LEFT JOIN gpu USING (gid)
 WHERE event.ts >= :start AND event.ts < :end AND event.id > :after ORDER BY event.ts, event.id
+"""
+OTHERS = """
+SELECT coalesce(mem_mib, 0), name || ' (pid ' || pid || ')' FROM proc
+WHERE gid = :gid AND owner = 'other' AND ts < :end AND last_ts >= :start
 """
 XID_COUNTS = """
 SELECT gpu.uuid, code, count(*), max(event.ts) FROM event JOIN gpu USING (gid)

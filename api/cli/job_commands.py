@@ -137,6 +137,10 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"at {output.clock(usage['temperature_max_at'])}" if usage.get("temperature_max_at") else "",
         f"on {usage['temperature_max_slot']}" if usage.get("temperature_max_slot") else "",
     ]
+    beside = [
+        f"for {output.duration(usage['contended_s'])}" if usage.get("contended_s") else "",
+        f"by {output.clean_line(usage['contended_by'])}" if usage.get("contended_by") else "",
+    ]
     cost = [
         f"{usage['cost']:.2f}" if usage.get("cost") is not None else "",
         f"{usage['co2_g'] / 1000:.3g} kg of CO2" if usage.get("co2_g") is not None else "",
@@ -165,6 +169,7 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("load", ", ".join(filter(None, busy))),
         ("slowed by", ", ".join(slowed)),
         ("hottest", " ".join(filter(None, hot))),
+        ("shared", " ".join(filter(None, beside))),
         ("metrics", metrics),
         ("next try", ", ".join(f"{k} = {v}" for k, v in (job.get("next_fields") or {}).items())),
     ]

@@ -108,6 +108,15 @@ def outages(store: Store, settings: Settings, start: float, end: float) -> dict[
     return out
 
 
+def pauses(store: Store, settings: Settings, slots: Sequence[str], end: float) -> dict[str, list[Interval]]:
+    """By slot of this rig: its own pauses by hand, and those of the whole rig."""
+    found: dict[str, list[Interval]] = {}
+    for paused, since, until in store.pauses(settings.rig):
+        for slot in slots if paused is None else [paused]:
+            found.setdefault(slot, []).append((since, end if until is None else until))
+    return found
+
+
 def openings(settings: Settings, start: float, end: float) -> list[Interval] | None:
     """When the window was open; None: always."""
     if not settings.windows.ranges:
@@ -157,7 +166,7 @@ class _Look:
             baselines=_baselines(store, jobs, sweeps, found),
             open=openings(settings, found.since, found.until),
             out=outages(store, settings, found.since, found.until),
-            paused={} if found.over else self._paused(jobs, found),
+            paused=pauses(store, settings, [slot.id for slot in slots], found.until),
             energy=energy,
             heat=heat,
             events=events,
@@ -181,17 +190,6 @@ class _Look:
             "hold": facts.hold,
             "hold_kind": "disk" if disk_hold(settings) else "driver",
         }
-
-    def _paused(self, jobs: Sequence[Job], found: Span) -> dict[str, list[Interval]]:
-        """Slots that are paused now: since when is not known, so from the end of their last run on."""
-        paused = [each.slot.id for each in self.facts.slots if each.paused or self.facts.paused]
-        ends = dict.fromkeys(paused, found.since)
-        for job in jobs:
-            for run in job.attempts:
-                for slot in run.slots:
-                    if slot in ends:
-                        ends[slot] = max(ends[slot], min(found.until, run.ended_at or found.until))
-        return {slot: [(end, found.until)] for slot, end in ends.items() if end < found.until}
 
     def _lines(self, jobs: Sequence[Job], found: Span) -> dict[str, str]:
         failed = [job for job in jobs if job.state is State.FAILED and found.since <= (job.finished_at or 0) <= found.until]  # fmt: skip

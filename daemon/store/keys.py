@@ -15,6 +15,8 @@ All of ours begin with `overnight:`, so that an access list can hold us to them 
     overnight:slot:<rig>:<slot>    string  who occupies it: job, fence, lead slot; absent when free
     overnight:leases               zset    running job -> end of its lease (Redis TIME, seconds)
     overnight:paused               set     rigs ("<rig>") and slots ("<rig>:<slot>") that take no new job
+    overnight:paused:since         hash    the same -> since when (Redis TIME, seconds)
+    overnight:pauses:<rig>         list    pauses that have ended, JSON: [slot or null for the whole rig, from, to]; the last 1,000
     overnight:quarantine           hash    "<rig>:<slot>" -> a GPU's record of being out of service for a fault, JSON
     overnight:rigs                 hash    rig -> its slots and settings in force, JSON
     overnight:beat:<rig>           string  the daemon's last beat, JSON, with a TTL
@@ -43,6 +45,7 @@ ENDED = P + "ended"
 SWEEPS = P + "sweeps"
 LEASES = P + "leases"
 PAUSED = P + "paused"
+PAUSED_SINCE = P + "paused:since"
 QUARANTINE = P + "quarantine"
 RIGS = P + "rigs"
 BEATS = P + "beats"
@@ -80,6 +83,10 @@ def rungs_key(sweep_id: str) -> str:
 
 def slot_key(rig: str, slot: str) -> str:
     return f"{P}slot:{rig}:{slot}"
+
+
+def pauses_key(rig: str) -> str:
+    return f"{P}pauses:{rig}"
 
 
 def inputs_key(rig: str) -> str:

@@ -6,11 +6,25 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from daemon.store.keys import BEATS, PAUSED, QUARANTINE, QUEUE, RIGS, beat_key, epoch_key, inputs_key
+from daemon.store.keys import (
+    BEATS,
+    PAUSED,
+    PAUSED_SINCE,
+    QUARANTINE,
+    QUEUE,
+    RIGS,
+    beat_key,
+    epoch_key,
+    inputs_key,
+    pauses_key,
+)
 from daemon.store.records import Records
-from daemon.store.wire import chunks, parsed, text, texts
+from daemon.store.wire import chunks, parsed, redis_now, text, texts
 
 BEAT_TTL_S = 15
+PAUSES_KEPT = 1_000
+#: A slot or None for the whole rig, from when to when; None: it lasts.
+Pause = tuple[str | None, float, float | None]
 
 
 class Rigs(Records):
@@ -30,10 +44,33 @@ class Rigs(Records):
 
     def _set_paused(self, rig: str, slot: str | None, paused: bool) -> None:
         name = f"{rig}:{slot}" if slot else rig
-        with self.redis.pipeline() as pipe:
-            (pipe.sadd if paused else pipe.srem)(PAUSED, name)
+
+        def body(pipe: Pipeline) -> None:
+            since, now = pipe.hget(PAUSED_SINCE, name), redis_now(pipe)
+            pipe.multi()
+            if paused:
+                pipe.sadd(PAUSED, name)
+                pipe.hsetnx(PAUSED_SINCE, name, repr(now))
+            else:
+                pipe.srem(PAUSED, name)
+                pipe.hdel(PAUSED_SINCE, name)
+                if since is not None:
+                    pipe.rpush(pauses_key(rig), json.dumps([slot, float(since), now]))
+                    pipe.ltrim(pauses_key(rig), -PAUSES_KEPT, -1)
             self._tell(pipe, "rig", "", {"rig": rig, "slot": slot, "paused": paused})
-            pipe.execute()
+
+        self._transaction(body, PAUSED, PAUSED_SINCE)
+
+    def pauses(self, rig: str) -> list[Pause]:
+        """The pauses by hand of this rig and its slots, those that last at the end."""
+        ended = [tuple(json.loads(record)) for record in self.redis.lrange(pauses_key(rig), 0, -1)]
+        lasting = {text(name): float(at) for name, at in self.redis.hgetall(PAUSED_SINCE).items()}
+        mine = [
+            (name.removeprefix(rig).removeprefix(":") or None, at, None)
+            for name, at in lasting.items()
+            if name == rig or name.startswith(f"{rig}:")
+        ]
+        return cast(list[Pause], [*ended, *mine])
 
     def quarantines(self, rig: str) -> dict[str, dict[str, Any]]:
         """By slot: the records of this rig's GPUs that were ever out of service for a fault."""
@@ -79,9 +116,10 @@ class Rigs(Records):
         with self.redis.pipeline() as pipe:
             pipe.hdel(RIGS, rig)
             pipe.zrem(BEATS, rig)
-            pipe.delete(beat_key(rig), inputs_key(rig))
+            pipe.delete(beat_key(rig), inputs_key(rig), pauses_key(rig))
             if paused:
                 pipe.srem(PAUSED, *paused)
+                pipe.hdel(PAUSED_SINCE, *paused)
             if held := [f"{rig}:{slot}" for slot in self.quarantines(rig)]:
                 pipe.hdel(QUARANTINE, *held)
             self._tell(pipe, "rig", "", {"rig": rig})

@@ -31,6 +31,7 @@ READING = {
     "memory_temperature_c": 88, "throttled_s": {"power_cap": 221.3, "sw_thermal": 0.0}, "throttle_temperature_c": 95,
     "pcie_generation": 4, "pcie_generation_max": 4, "pcie_width": 16, "pcie_width_max": 16, "pcie_replays": 3,
     "encoder_ratio": 0.0, "ecc_uncorrected": 0, "recovery_action": 0, "pstate": 2, "power_instant_w": 348.0,
+    "own_memory_bytes": 5 << 30, "foreign_memory_bytes": 1 << 30, "foreign_utilization_ratio": 0.25, "mig": False,
     "throttle_reasons": ["sw_power_cap"], "processes": [{"pid": 10, "memory_bytes": 5 << 30, "kind": "C"}],
 }  # fmt: skip
 #: What PromQL is made of besides metrics' names.
@@ -84,6 +85,7 @@ def test_a_scrape_tells_the_gpu_in_base_units(gpu_rig: Settings, store: Store) -
     labels = {"rig": "rig", "gpu": "0", "uuid": GPU, "name": READING["name"]}
     assert found["overnight_gpu_utilization_ratio"] == [(labels, 0.97)]
     assert only(found, "overnight_gpu_memory_used_bytes") == 5 << 30
+    assert only(found, "overnight_gpu_foreign_memory_bytes") == 1 << 30
     assert only(found, "overnight_gpu_energy_joules_total") == 1234.5
     assert only(found, "overnight_gpu_sm_clock_hertz") == 1.695e9
     assert only(found, "overnight_gpu_throttle_seconds_total", reason="power_cap") == 221.3

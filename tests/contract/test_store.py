@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -241,6 +242,21 @@ def test_a_retried_job_goes_behind_those_that_wait(store: Store) -> None:
     store.finish("1", fence=1, outcome=Outcome(end=End.FAILED, cause=Cause.BAD_INPUT), now=4.0)
     again = store.retry("1")
     assert again.state is State.QUEUED and again.rank > store.get("2").rank
+
+
+def test_pauses_are_remembered_from_when_to_when(store: Store) -> None:
+    before = time.time()
+    store.pause("rig", "cpu:0")
+    store.pause("rig", "cpu:0")  # once more changes nothing
+    store.pause("rig")
+    store.pause("other", "cpu:0")
+    store.resume("rig", "cpu:0")
+    store.resume("rig", "cpu:1")  # was not paused
+    (slot, since, until), (whole, whole_since, lasts) = store.pauses("rig")
+    assert (slot, whole, lasts) == ("cpu:0", None, None) and until is not None
+    assert before - 1 <= since <= whole_since <= until <= time.time() + 1
+    store.forget_rig("rig")
+    assert store.pauses("rig") == [] and [slot for slot, _, _ in store.pauses("other")] == ["cpu:0"]
 
 
 def test_a_pause_is_kept(store: Store) -> None:

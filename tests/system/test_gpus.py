@@ -112,6 +112,35 @@ def test_a_gpu_that_is_away_while_the_daemon_starts_gets_jobs_again_when_it_is_b
     assert rig.until_ended(both).state is State.SUCCEEDED
 
 
+def test_a_gpu_that_was_lost_at_the_very_first_start_gets_jobs_when_it_comes(make_rig: Any, fake_nvml: Any) -> None:
+    fake = fake_nvml(["3090", "3090"])
+    fake.lose(1, xid=None)
+    rig = make_rig(slots="auto", environment=fake.env())
+    assert uuids(rig) == [fake.uuid(0)]
+    fake.recover(1)
+    os.kill(_sampler(rig), signal.SIGKILL)  # the next one looks at once, not at its next round in 30 s
+    until(lambda: uuids(rig) == [fake.uuid(0), fake.uuid(1)], within_s=30, evidence=rig.evidence)
+    both = rig.count(1, 0.01, gpus=2)
+    assert rig.until_ended(both).state is State.SUCCEEDED
+
+
+def test_a_driver_that_is_loaded_after_the_first_start_puts_gpus_in_the_place_of_cpu_slots(
+    make_rig: Any, fake_nvml: Any
+) -> None:
+    fake = fake_nvml(["3090"])
+    fake.lose(0, xid=None)
+    rig = make_rig(slots="auto", environment=fake.env())
+    assert uuids(rig) == ["cpu:0", "cpu:1"]
+    running = rig.count(60, 0.05)
+    rig.until_printed(running, "start 0")
+    fake.recover(0)
+    os.kill(_sampler(rig), signal.SIGKILL)
+    until(lambda: fake.uuid(0) in uuids(rig), within_s=30, evidence=rig.evidence)
+    assert rig.until_ended(running).attempts[0].slots[0].startswith("cpu:"), "what runs there goes on"
+    until(lambda: uuids(rig) == [fake.uuid(0)], evidence=rig.evidence)
+    assert rig.until_ended(rig.count(1, 0.01)).attempts[0].slots == (fake.uuid(0),)
+
+
 def _sampler(rig: Any) -> int:
     return until(lambda: next((pid for pid, line in rig.processes().items() if "daemon.sampler" in line), 0))
 

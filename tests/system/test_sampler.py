@@ -188,6 +188,62 @@ def xids(sampler: Sampler, uuid: str) -> list[int | None]:
     return [event.code for event in events(sampler.home, 0, time.time(), slots=[uuid]) if event.kind == "xid"]
 
 
+def test_an_xid_right_after_the_first_reading_is_not_missed(fake_nvml: MakeFake, start: MakeSampler) -> None:
+    fake = fake_nvml(["3090", "3090"])
+    sampler = start(fake)
+    until(lambda: fake.calls("Utilization"), evidence=sampler.log)  # the first thing that is read
+    fake.xid(1, 48)
+    until(lambda: 48 in xids(sampler, fake.uuid(1)), evidence=sampler.log)
+
+
+def test_an_xid_while_the_watch_changes_to_other_gpus_is_not_missed(fake_nvml: MakeFake, start: MakeSampler) -> None:
+    fake = fake_nvml(["3090", "3090"])
+    fake.lose(1, xid=None)
+    sampler = start(fake, "--retry-s", "0.5")
+    sampler.until_state(fake.uuid(0), "ok")
+    fake.recover(1)
+    sets = fake.calls("EventCreate")
+    until(lambda: fake.uuid(1) in sampler.live().slots, evidence=sampler.log)
+    # all the time until the new set is in use, and once a code: the same one within five seconds counts once
+    codes = list(range(200, 230))
+    for code in codes:
+        fake.xid(0, code)
+    until(lambda: fake.calls("EventCreate") > sets, evidence=sampler.log)
+    fake.xid(1, 31)
+    until(lambda: 31 in xids(sampler, fake.uuid(1)), evidence=sampler.log)
+    until(lambda: set(codes) <= set(xids(sampler, fake.uuid(0))), evidence=sampler.log)
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    """A process that descends from the sampler's parent, as a job's do."""
+    with subprocess.Popen(["tail", "-f", "/dev/null"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_processes_have_names_and_owners_and_others_beside_us_have_their_share(
+    fake_nvml: MakeFake, start: MakeSampler, child: int
+) -> None:
+    fake = fake_nvml(["3090", "3090"])
+    fake.processes(0, [(child, 5 << 30, "C"), (1, 2 << 30, "C")])  # pid 1 descends from nobody
+    fake.gpu[0].process[1].sm = 40
+    fake.processes(1, [(1, 1 << 30, "G")])
+    sampler = start(fake)
+    sampler.until_state(fake.uuid(0), "ok")
+    both, alone = (sampler.slot(fake.uuid(index)) for index in (0, 1))
+    assert [(one.pid, one.owner) for one in both.processes] == [(1, "other"), (child, "own")]
+    assert both.processes[1].name == "tail"
+    assert (both.own_memory_bytes, both.foreign_memory_bytes) == (5 << 30, 2 << 30)
+    assert (alone.own_memory_bytes, alone.foreign_memory_bytes) == (0, 1 << 30)
+    assert (both.foreign_utilization_ratio, alone.foreign_utilization_ratio) == (0.4, None)
+    fake.processes(0, [(child, 5 << 30, "C")])
+    until(lambda: sampler.slot(fake.uuid(0)).foreign_memory_bytes == 0, within_s=20, evidence=sampler.log)
+    assert sampler.stop() == 0
+    columns = [sampler.rows(fake.uuid(0), name).values() for name in ("own_mib", "foreign_mib", "foreign_util")]
+    assert {(5120, 2048, 40), (5120, 0, None)} == set(zip(*columns, strict=True))
+
+
 def test_a_reloaded_driver_is_opened_anew(fake_nvml: MakeFake, start: MakeSampler) -> None:
     fake = fake_nvml(["3090", "3090"])
     sampler = start(fake)
