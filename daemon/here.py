@@ -18,7 +18,7 @@ INFINITE_S = float("inf")
 #: Names of jobs that wait no longer are forgotten beyond this.
 KEPT_NAMES = 1_000
 #: Fields of documents that name something on a rig.
-NAMED = ("model", "adapter", "data", "eval_data", "cwd", "argv", "secrets")
+NAMED = ("model", "adapter", "data", "eval_data", "workdir", "cwd", "argv", "secrets")
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ def set_defaults() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def record(run: Run) -> None:
-    """Leave environment.json in the run folder. Call it when what the job needs is imported."""
-    write_json(run.folder.environment, describe(run), durable=False)
+def record(run: Run, code: Path | None = None) -> None:
+    """Leave environment.json in the run folder. Call it when what the job needs is imported. `code`: where a command runs."""
+    write_json(run.folder.environment, describe(run, code), durable=False)
 
 
 def look_around() -> None:
@@ -57,7 +57,7 @@ def look_around() -> None:
     _cpu_model()
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: Run, code: Path | None = None) -> dict[str, Any]:
     """Versions, machine, and for a command the state of the code that it runs in."""
     facts: dict[str, Any] = {
         "attempt": run.order.attempt,
@@ -72,8 +72,8 @@ def describe(run: Run) -> dict[str, Any]:
     if run.order.spec["kind"] != "command":
         facts["packages"] = {name: found for name in PACKAGES if (found := _version(name))}
         facts["gpu"] = _gpu()
-    if cwd := run.order.paths.get("cwd"):
-        facts["git"] = _git(Path(cwd))
+    if code is not None and "cwd" in run.order.paths:
+        facts["git"] = _git(code)
     return facts
 
 

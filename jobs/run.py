@@ -46,7 +46,7 @@ class Order:
     fence: int
     resume: bool
     spec: Mapping[str, Any]
-    #: Where the fields that name files lead: model, adapter, data, eval_data, cwd.
+    #: Where the fields that name files lead: model, adapter, data, eval_data, workdir, cwd.
     paths: Mapping[str, str] = field(default_factory=dict)
     allow_remote_code: bool = False
 

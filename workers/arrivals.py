@@ -18,7 +18,7 @@ from jobs.spec import INPUT_REFERENCE
 log = logging.getLogger(__name__)
 
 #: Fields that may name an upload.
-FIELDS = ("data", "eval_data")
+FIELDS = ("data", "eval_data", "workdir")
 MEGABYTE = 1_000_000
 
 

@@ -21,7 +21,7 @@ from jobs.spec import INPUT_REFERENCE, FieldError, InvalidSpec, parse
 Json = dict[str, Any]
 
 #: Fields that may name a file on this machine.
-FILE_FIELDS = ("data", "eval_data")
+FILE_FIELDS = ("data", "eval_data", "workdir")
 KINDS_OF_FILE = ".toml, .yaml or .json"
 
 
@@ -93,7 +93,7 @@ def check_rows(body: Json, folders: Sequence[Path]) -> dict[str, data.DataReport
     checked = set()
     reports: dict[str, data.DataReport] = {}
     for document, field, path in local_files(body, folders):
-        if field == "csv" and document is body.get("sweep"):
+        if field == "workdir" or (field == "csv" and document is body.get("sweep")):
             continue
         own = document.get("kind") if isinstance(document, dict) else None
         kind = own or (body["base"].get("kind") if "base" in body else None)

@@ -87,7 +87,7 @@ def _option(path: tuple[str, ...], field: FieldInfo) -> click.Option:
         multiple=shape in (list, dict),
         default=None,
         help=" ".join(filter(None, (text, _default_words(field)))),
-        metavar="FILE" if path[-1] in ("data", "eval_data") else None,
+        metavar={"data": "FILE", "eval_data": "FILE", "workdir": "DIR"}.get(path[-1]),
     )
 
 

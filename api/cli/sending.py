@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api.cli import documents, estimates, fields, flags, follow, output, plan
+from api.cli import documents, estimates, fields, flags, follow, output, plan, workdirs
 from api.cli.session import USAGE, Session, fail, fate
 from api.client import ApiProblem, RigUnreachable, new_key
 from jobs.data import DataReport
@@ -41,8 +41,12 @@ def submit(
     file: Path | None = None,
     table: Path | None = None,
     argv: Sequence[str] = (),
+    ship: bool = True,
 ) -> None:
-    """Submit a file, or one job of this kind, with what the flags say. Ends with the jobs' fate when it waits for it."""
+    """Submit a file, or one job of this kind, with what the flags say. Ends with the jobs' fate when it waits for it.
+
+    `ship`: the folder of a command's own files goes along unless something else is said.
+    """
     how = How(follow=values["follow_"], wait=values["wait"], dry_run=values["dry_run"], key=values["key"])
     body: Json = documents.read(file) if file else {"argv": list(argv)} if argv else {}
     if table is not None:
@@ -53,12 +57,19 @@ def submit(
             fields.allow_retries(document, values.get("retries"))
         for text in values["sets"]:
             fields.change(document, fields.assignment(text))
+    if argv and ship and not {"workdir", "cwd"} & set(body) and (folder := workdirs.suggested(argv, Path())):
+        body["workdir"] = folder
     send(session, body, (file.parent, Path()) if file else (Path(),), how)
 
 
 def send(session: Session, body: Json, folders: Sequence[Path], how: How) -> None:
     """Check, upload what is local, submit, and stay with the jobs as asked. Ends with their fate when it waits for it."""
     documents.check(body)
+    with workdirs.packed(session, body, folders):
+        _send(session, body, folders, how)
+
+
+def _send(session: Session, body: Json, folders: Sequence[Path], how: How) -> None:
     reports = documents.check_rows(body, folders)
     if how.dry_run:
         _dry_run(session, body, folders, how, reports)
