@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from until import until
 
-from api.cli import submit
+from api.cli import overnight, submit
 from jobs.model import State
 from jobs.rundir import read_json_lines
 
@@ -47,7 +48,13 @@ class Laptop:
         (folder / "big.bin").write_bytes(b"\0" * 100_000)
         subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
 
+    def overnight(self, *args: str) -> Result:
+        return self._type(overnight, args, {})
+
     def submit(self, *args: str, **environment: str) -> Result:
+        return self._type(submit, args, environment)
+
+    def _type(self, command: Any, args: Sequence[str], environment: Mapping[str, str]) -> Result:
         where = {
             "OVERNIGHT_URL": self._rig.url,
             "OVERNIGHT_TOKEN": self._rig.token,
@@ -56,7 +63,7 @@ class Laptop:
         before = Path.cwd()
         os.chdir(self.folder)
         try:
-            return CliRunner(env={**where, **environment}).invoke(submit, list(args))
+            return CliRunner(env={**where, **environment}).invoke(command, list(args))
         finally:
             os.chdir(before)
 
@@ -127,3 +134,17 @@ def test_a_folder_with_a_lock_file_runs_in_its_own_environment(laptop: Laptop, r
     job = rig.until_ended(laptop.job("--env", "UV_OFFLINE=1", "--", "python", "where.py"))
     assert job.state is State.SUCCEEDED, rig.evidence()
     assert f"at {rig.folder(job.id).code / '.venv'}" in rig.log(job.id)
+
+
+def test_the_same_again_is_told_and_can_be_held_to_what_it_was(laptop: Laptop, rig: Any) -> None:
+    (laptop.folder / "quick.py").write_text("print('done')\n")
+    first = rig.until_ended(laptop.job("--", "python", "quick.py"))
+    said = laptop.submit("run", "--name", "again", "--", "python", "quick.py")
+    assert f"You ran this before as job {first.id} (succeeded" in said.output
+    again = laptop.overnight("rerun", first.id, "--exact", "--json")
+    assert again.exit_code == 0, again.output
+    assert rig.job(json.loads(again.stdout)["id"]).spec == first.spec
+    told = json.loads(rig.folder(first.id).environment.read_text())
+    rig.folder(first.id).environment.write_text(json.dumps({**told, "python": "2.7"}))
+    refused = laptop.overnight("rerun", first.id, "--exact")
+    assert refused.exit_code == 1 and "Python was 2.7" in refused.output and "Nothing was submitted" in refused.output
