@@ -166,6 +166,10 @@ class Client:
             for line in lines(response.iter_bytes(CHUNK_BYTES)):
                 yield line.decode(errors="replace")
 
+    def changes(self, job_id: str) -> Json:
+        """`{"document", "known", "changes"}`: the same work again, and what is not as it was when the job ran."""
+        return self._json("GET", f"/jobs/{_part(job_id)}/changes")
+
     def files(self, job_id: str) -> Json:
         """`{"files": [{"path", "size_bytes", ...}], "truncated": ...}`: what is in the run folder."""
         return self._json("GET", f"/jobs/{_part(job_id)}/files")

@@ -11,7 +11,7 @@ from api.documents import batch_of, csv_reader, json_body, optional_json_body
 from api.editing import edit, move, retry
 from api.problems import documented
 from api.submission import checked, one, submit, would_wait_because
-from api.views import Batch, JobList, JobPage, JobSummary, JobView, Trial, TrialBatch
+from api.views import Batch, JobList, JobPage, JobSummary, JobView, RanBefore, Trial, TrialBatch
 from daemon.plan import Facts
 from daemon.store import UnknownJob, matches
 from jobs.model import InvalidTransition, Job, State, Wish, WishKind
@@ -72,9 +72,11 @@ def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -
     if dry_run:
         [admitted] = checked(one(body), rig)
         [reason] = would_wait_because([admitted], rig.facts())
-        return _json(Trial(job=dump(admitted.spec), would_wait_because=reason))
+        before = RanBefore.of(rig.store.alike([admitted.spec])[0])
+        return _json(Trial(job=dump(admitted.spec), would_wait_because=reason, ran_before=before))
     done = submit(one(body), body, rig, key=key)
-    job = JobView.of(done.jobs[0], rig.facts())
+    before = RanBefore.of(done.ran_before[0]) if done.ran_before else None
+    job = JobView.of(done.jobs[0], rig.facts()).model_copy(update={"ran_before": before})
     if done.replayed:
         return _json(job, headers={"Idempotency-Replayed": "true"})
     return _json(job, 201, {"Location": f"/api/v1/jobs/{job.id}"})

@@ -26,6 +26,8 @@ class Submitted:
 
     jobs: list[Job]
     replayed: bool
+    #: For each job an earlier one that did the same work.
+    ran_before: Sequence[Job | None] = ()
 
 
 def parsed(batch: BatchRead) -> list[Spec]:
@@ -156,6 +158,7 @@ def submit(batch: BatchRead, body: object, rig: Context, *, key: str | None) -> 
     if key is not None and (known := rig.store.repeated(key, body_hash)) is not None:
         return Submitted(_still_there(known), True)
     admitted = checked(batch, rig)
+    ran_before = rig.store.alike([each.spec for each in admitted]) if batch.sweep is None else ()
     sweep, points = (batch.sweep.facts, batch.sweep.points) if batch.sweep else (None, ())
     jobs, replayed = rig.store.submit(
         [each.spec for each in admitted],
@@ -166,7 +169,7 @@ def submit(batch: BatchRead, body: object, rig: Context, *, key: str | None) -> 
         points=points,
         outlooks=[each.outlook for each in admitted],
     )
-    return Submitted(_still_there(jobs), replayed)
+    return Submitted(_still_there(jobs), replayed, ran_before)
 
 
 def would_wait_because(admitted: Sequence[Admitted], facts: Facts) -> list[str | None]:

@@ -134,10 +134,27 @@ class JobSummary(BaseModel):
         )
 
 
+class RanBefore(BaseModel):
+    """An earlier job that was submitted for the same work."""
+
+    id: str
+    state: State
+    finished_at: datetime | None
+    metrics: dict[str, Any]
+
+    @classmethod
+    def of(cls, job: Job | None) -> Self | None:
+        if job is None:
+            return None
+        metrics = dict(job.outcome.metrics) if job.outcome else {}
+        return cls(id=job.id, state=job.state, finished_at=moment_or_none(job.finished_at), metrics=metrics)
+
+
 class JobView(JobSummary):
     """A job in full. Secrets appear by name only: their values are never in a record.
 
-    `position`: where it stands in the queue, from 1. `revision`: for `If-Match`; changes with every edit.
+    `position`: where it stands in the queue, from 1. `revision`: for `If-Match`; changes with every edit. `ran_before`:
+    told when it is submitted only.
     """
 
     priority: Priority
@@ -167,6 +184,7 @@ class JobView(JobSummary):
     sweep: str | None
     point: dict[str, Any]
     because_of: str | None
+    ran_before: RanBefore | None = None
 
     @classmethod
     def of(cls, job: Job, facts: Facts) -> Self:
@@ -222,11 +240,20 @@ class Batch(BaseModel):
     jobs: list[JobSummary]
 
 
+class Changes(BaseModel):
+    """What to submit for the same work again, and what is not as it was. `known`: whether the job left word of what it ran on."""
+
+    document: dict[str, Any]
+    known: bool
+    changes: list[str]
+
+
 class Trial(BaseModel):
     """A document that would be accepted, with every field filled in."""
 
     job: dict[str, Any]
     would_wait_because: str | None
+    ran_before: RanBefore | None = None
 
 
 class TrialBatch(BaseModel):

@@ -9,13 +9,14 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from daemon import known_files
 from daemon.fit import Learned, gather, judge, refusal
 from daemon.places import Places, Refused
 from daemon.settings import Settings
+from jobs import interpreter
 from jobs.data import DataReport, InvalidData, Reading
 from jobs.estimate import UNKNOWN, Outlook
 from jobs.model import Job, State, dependency
@@ -242,8 +243,15 @@ def disk_refusal(needs_bytes: int | None, settings: Settings) -> FieldError | No
 
 def _program(spec: CommandSpec, paths: Mapping[str, str]) -> None:
     program, folder = spec.argv[0], paths.get("cwd")
+    if spec.workdir:
+        if "workdir" in paths:
+            _packed_program(spec, Path(paths["workdir"]))
+        return
     if spec.cwd and not folder:
         return  # told at `cwd`
+    if program in interpreter.PYTHON_NAMES:
+        _python(spec, locked=bool(folder) and (Path(folder or "") / interpreter.LOCK).is_file())
+        return
     if "/" not in program:
         if shutil.which(program) is None:
             here = f"; did you mean ./{program}?" if folder and (Path(folder) / program).is_file() else ""
@@ -260,6 +268,32 @@ def _program(spec: CommandSpec, paths: Mapping[str, str]) -> None:
         raise Refused(f"{program!r} is not there{' in ' + folder if folder else ''}")
     if not os.access(path, os.X_OK):
         raise Refused(f"{program!r} is not executable: run `chmod +x` on it, or call its interpreter")
+
+
+def _packed_program(spec: CommandSpec, archive: Path) -> None:
+    """The same, in a folder that came along; one that lies on another rig is checked when it runs."""
+    if not archive.is_file():
+        return
+    names = known_files.packed(archive)
+    if isinstance(names, str):
+        raise Refused(f"the working folder {names}")
+    program, here = spec.argv[0], PurePosixPath(spec.cwd or ".")
+    if program in interpreter.PYTHON_NAMES:
+        _python(spec, locked=str(here / interpreter.LOCK) in names)
+    elif "/" not in program:
+        if shutil.which(program) is None:
+            hint = f"; did you mean ./{program}?" if str(here / program) in names else ""
+            raise Refused(f"{program!r} is not a command on the rig's PATH{hint}")
+    elif not program.startswith("/") and str(here / program) not in names:
+        raise Refused(f"{program!r} is not in the working folder: is it ignored by git?")
+
+
+def _python(spec: CommandSpec, *, locked: bool) -> None:
+    if interpreter.wants_uv(spec.python, locked=locked) and shutil.which("uv") is None:
+        why = "the folder has a uv.lock, and" if locked else "python is uv, and"
+        raise Refused(f'{why} uv is not on the rig\'s PATH: install it there, or set python = "rig"')
+    if spec.python.startswith("/") and not os.access(spec.python, os.X_OK):
+        raise Refused(f"{spec.python!r} is not a Python on the rig")
 
 
 def _secrets(names: Sequence[str], path: Path) -> None:

@@ -11,6 +11,7 @@ from daemon.peers import is_stopped, living_peers, silent_after_s
 from daemon.settings import Settings
 from daemon.store import Store, UnknownJob
 from jobs.model import Attempt, Cause, Job
+from jobs.spec import FILE_FIELDS
 
 #: How long a verdict holds: a model may be copied here, or an upload come, at any time.
 GOOD_FOR_S, BAD_FOR_S = 30.0, 5.0
@@ -18,7 +19,7 @@ INFINITE_S = float("inf")
 #: Names of jobs that wait no longer are forgotten beyond this.
 KEPT_NAMES = 1_000
 #: Fields of documents that name something on a rig.
-NAMED = ("model", "adapter", "data", "eval_data", "cwd", "argv", "secrets")
+NAMED = ("model", "adapter", "cwd", "argv", "secrets", *FILE_FIELDS)
 
 
 @dataclass(frozen=True)

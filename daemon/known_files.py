@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from jobs import data, model_facts
+from jobs import data, model_facts, snapshot
 from jobs.data import DataReport, InvalidData, Reading
 from jobs.model_facts import ModelFacts, NoFacts
 
@@ -42,6 +42,20 @@ def hub_folder(name: str, environment: Mapping[str, str]) -> Path | None:
         commit = revision
     folder = repository / "snapshots" / commit
     return folder if commit and os.sep not in commit and (folder / model_facts.CONFIG).is_file() else None
+
+
+def packed(path: Path) -> frozenset[str] | str:
+    """The names in a working folder that came along, or what is wrong with it."""
+    facts = path.stat()
+    return _packed(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _packed(path: Path, _inode: int, _size_bytes: int, _changed_ns: int) -> frozenset[str] | str:
+    try:
+        return snapshot.contents(path)
+    except snapshot.BadSnapshot as error:
+        return str(error)
 
 
 @lru_cache(maxsize=256)

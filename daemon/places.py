@@ -38,15 +38,18 @@ class Places:
         self._roots = (settings.models.resolve(), *settings.allowed_paths)
 
     def locate(self, spec: Mapping[str, Any]) -> tuple[dict[str, str], list[FieldError]]:
-        """Absolute paths of model, adapter, data, eval_data, chat_template and cwd, and what is wrong with them."""
+        """Absolute paths of the fields that name files or folders, and what is wrong with them."""
         lookups: dict[str, Callable[[str], str | dict[str, str]]] = {
             "model": self.model,
             "adapter": self.adapter,
             "data": self.data,
             "eval_data": self.data,
             "chat_template": self.data,
+            "workdir": self.workdir,
             "cwd": self.cwd,
         }
+        if spec.get("workdir"):
+            del lookups["cwd"]  # it is inside of that
         found: dict[str, str] = {}
         errors: list[FieldError] = []
         for name, look_up in lookups.items():
@@ -101,10 +104,7 @@ class Places:
     def data(self, text: str) -> str:
         """A file of rows, or a folder that `datasets` saved."""
         if match := INPUT_REFERENCE.fullmatch(text):
-            path = self._settings.inputs / match[1]
-            if not path.is_file() and not self._uploaded_elsewhere(match[1]):
-                raise Refused(f"is not uploaded: PUT the file to /api/v1/inputs/{match[1]} first (`submit` does that)")
-            return str(path)
+            return self._upload(match[1])
         if match := JOB_REFERENCE.fullmatch(text):
             job = self._result(match[1], "generate")
             return str(_there(job, run_dir(self._runs, job.id).generations))
@@ -117,12 +117,26 @@ class Places:
             raise Refused("is not a file on the rig, nor a folder that `datasets` saved")
         return str(path)
 
+    def workdir(self, text: str) -> str:
+        """A working folder that came along."""
+        if match := INPUT_REFERENCE.fullmatch(text):
+            return self._upload(match[1])
+        raise Refused(
+            f"{text[:100]!r} is not uploaded (`submit` packs a folder and uploads it); one on the rig is named by cwd"
+        )
+
     def cwd(self, text: str) -> str:
         """A folder to run in."""
         folder = self._allowed(text)
         if not folder.is_dir():
             raise Refused("is not a folder on the rig")
         return str(folder)
+
+    def _upload(self, digest: str) -> str:
+        path = self._settings.inputs / digest
+        if not path.is_file() and not self._uploaded_elsewhere(digest):
+            raise Refused(f"is not uploaded: PUT the file to /api/v1/inputs/{digest} first (`submit` does that)")
+        return str(path)
 
     def _adapter_of(self, job_id: str) -> str:
         job = self._result(job_id, "finetune")
@@ -163,7 +177,7 @@ class Places:
 def resolve(
     spec: Mapping[str, Any], settings: Settings, runs: Path, *, get_job: Callable[[str], Job]
 ) -> dict[str, str]:
-    """The absolute paths for an attempt's orders: model, adapter, data, eval_data, cwd, where the document names them.
+    """The absolute paths for an attempt's orders: model, adapter, data, eval_data, workdir, cwd, where the document names them.
 
     Raises InvalidSpec when something is gone or no longer allowed. A hub id has no path, but where `job:N` led to one,
     `model` is that id.

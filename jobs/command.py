@@ -16,12 +16,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jobs import environment
+from jobs import environment, interpreter, snapshot
 from jobs.metrics import last_values
 from jobs.model import Cause
 from jobs.process import die_with_parent, oom_kills
 from jobs.run import EXIT_INTERRUPTED, Interrupted, JobError, Run
 
+#: Lets every script `import overnight`, whatever Python it runs in.
+HELPER = Path(__file__).parent / "helper"
 #: How much of the log's end is searched for the program's last words.
 LAST_WORDS_BYTES = 4096
 LAST_WORDS_LETTERS = 200
@@ -31,11 +33,13 @@ OURS_ONLY = ("PYTHONSAFEPATH", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "PYTORC
 
 def run(run: Run) -> dict[str, Any]:
     """Run the program to its end. Raises Interrupted when it stopped because it was asked to, JobError when it failed."""
-    environment.record(run)
+    run.phase("unpacking")
+    folder = working_folder(run)
+    environment.record(run, folder)
     run.phase("running")
     kills_before = oom_kills()
     with _forwarded_sigterm(run) as forward:
-        process = start(run)
+        process = start(run, folder)
         forward.to(process)
         code = process.wait()  # a signal's handler runs in between, so there is nothing to poll
     if forward.sent or code == EXIT_INTERRUPTED:
@@ -50,12 +54,25 @@ def run(run: Run) -> dict[str, Any]:
     raise JobError(Cause.USER_ERROR, f"`{name}` exited with status {code}{ending}", "Its output is in the log.")
 
 
-def start(run: Run) -> subprocess.Popen[bytes]:
-    """Start the program. Raises JobError(bad_input) when that cannot be done."""
-    argv = list(run.order.spec["argv"])
-    folder = Path(run.order.paths.get("cwd") or run.folder.output)
+def working_folder(run: Run) -> Path:
+    """Where the program runs; a folder that came along is unpacked first. Raises JobError(bad_input)."""
+    packed = run.order.paths.get("workdir")
+    if packed:
+        try:
+            snapshot.unpack(Path(packed), run.folder.code, name=run.order.spec["workdir"])
+        except snapshot.BadSnapshot as error:
+            raise JobError(Cause.BAD_INPUT, f"The working folder {error}.", "Submit it again.") from None
+        folder = run.folder.code / (run.order.spec["cwd"] or "")
+    else:
+        folder = Path(run.order.paths.get("cwd") or run.folder.output)
     if not folder.is_dir():
         raise JobError(Cause.BAD_INPUT, f"The folder {folder} is not there.", "Check cwd.")
+    return folder
+
+
+def start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
+    """Start the program. Raises JobError(bad_input) when that cannot be done."""
+    argv = interpreter.chosen(run.order.spec["argv"], run.order.spec.get("python", "auto"), folder)
     try:
         # the same process group, so that a stop of the group reaches it; and it must not outlive us, whatever ends us
         return subprocess.Popen(
@@ -78,9 +95,11 @@ def start(run: Run) -> subprocess.Popen[bytes]:
 
 def _environment(run: Run) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in OURS_ONLY}
+    own = os.environ.get("PYTHONPATH")
     return {
         "PYTHONUNBUFFERED": "1",  # a log that comes at once
         **kept,
+        "PYTHONPATH": f"{HELPER}{os.pathsep}{own}" if own else str(HELPER),
         **run.order.spec["env"],
         "OVERNIGHT_JOB_ID": run.order.job_id,
         "OVERNIGHT_ATTEMPT": str(run.order.attempt),
@@ -88,6 +107,8 @@ def _environment(run: Run) -> dict[str, str]:
         "OVERNIGHT_CHECKPOINT_DIR": str(run.folder.checkpoints),
         "OVERNIGHT_OUTPUT_DIR": str(run.folder.output),
         "OVERNIGHT_METRICS_FILE": str(run.folder.metrics),
+        "OVERNIGHT_PROGRESS_FILE": str(run.folder.progress),
+        "OVERNIGHT_FENCE": str(run.order.fence),
     }
 
 

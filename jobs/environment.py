@@ -1,9 +1,12 @@
 """What an attempt ran on and with: the content of environment.json. Never a secret's value."""
 
+import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,9 @@ VARIABLES = (
     "TOKENIZERS_PARALLELISM",
     "NCCL_P2P_DISABLE",
 )
+#: Fields whose content decides what a job computes.
+CONTENT = ("model", "adapter", "data", "eval_data", "chat_template", "workdir")
+INPUT_NAME = re.compile(r"sha256:([0-9a-f]{64})")
 GIT_TIMEOUT_S = 5.0
 MAX_DIFF_BYTES = 2**20
 
@@ -46,9 +52,9 @@ def set_defaults() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def record(run: Run) -> None:
-    """Leave environment.json in the run folder. Call it when what the job needs is imported."""
-    write_json(run.folder.environment, describe(run), durable=False)
+def record(run: Run, code: Path | None = None) -> None:
+    """Leave environment.json in the run folder. Call it when what the job needs is imported. `code`: where a command runs."""
+    write_json(run.folder.environment, describe(run, code), durable=False)
 
 
 def look_around() -> None:
@@ -57,24 +63,54 @@ def look_around() -> None:
     _cpu_model()
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: Run, code: Path | None = None) -> dict[str, Any]:
     """Versions, machine, and for a command the state of the code that it runs in."""
     facts: dict[str, Any] = {
         "attempt": run.order.attempt,
-        "python": platform.python_version(),
+        **comparable(run.order.spec, run.order.paths),
         "executable": sys.executable,
-        "platform": platform.platform(),
         "machine": platform.node(),
         "cpu": {"model": _cpu_model(), "threads": os.cpu_count()},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
-    # a command brings its own packages, whatever the process that it was forked from has loaded
     if run.order.spec["kind"] != "command":
-        facts["packages"] = {name: found for name in PACKAGES if (found := _version(name))}
         facts["gpu"] = _gpu()
-    if cwd := run.order.paths.get("cwd"):
-        facts["git"] = _git(Path(cwd))
+    if code is not None and "cwd" in run.order.paths:
+        facts["git"] = git(code)
     return facts
+
+
+def comparable(spec: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    """What a later run can be held against without loading torch (jobs.repeat)."""
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "inputs": {name: found for name in CONTENT if name in paths and (found := _content(spec, name, paths[name]))},
+    }
+    # a command brings its own packages, whatever the process that it was forked from has loaded
+    if spec["kind"] != "command":
+        facts["packages"] = {name: found for name in PACKAGES if (found := _version(name))}
+    return facts
+
+
+def _content(spec: Mapping[str, Any], field: str, path: str) -> str | None:
+    """SHA-256 of a file, or of a model's or adapter's configuration with the sizes of its weights; None when it cannot be read."""
+    if named := INPUT_NAME.fullmatch(str(spec.get(field) or "")):
+        return named[1]
+    place = Path(path)
+    try:
+        if place.is_file():
+            with place.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for file_path in sorted(place.iterdir()):
+            if file_path.suffix == ".json":
+                digest.update(file_path.name.encode() + b"\0" + file_path.read_bytes())
+            elif file_path.suffix == ".safetensors":
+                digest.update(f"{file_path.name}\0{file_path.stat().st_size}".encode())
+        return digest.hexdigest()
+    except OSError:
+        return None
 
 
 def _version(package: str) -> str | None:
@@ -104,7 +140,7 @@ def _gpu() -> dict[str, Any]:
 
     facts: dict[str, Any] = {"torch_cuda": torch.version.cuda, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        facts["driver"] = _driver()
+        facts["driver"] = driver()
         facts["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         facts["memory_bytes"] = [
             torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
@@ -113,14 +149,15 @@ def _gpu() -> dict[str, Any]:
     return facts
 
 
-def _driver() -> str | None:
+def driver() -> str | None:
+    """The version of NVIDIA's kernel module that is loaded; None when none is."""
     try:
         return Path("/sys/module/nvidia/version").read_text().strip()
     except OSError:
         return None
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
+def git(folder: Path) -> dict[str, Any] | None:
     """Commit, branch and local changes; None when the folder is not in a git work tree."""
     commit = _git_says(folder, "rev-parse", "HEAD")
     if commit is None:

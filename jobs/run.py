@@ -46,7 +46,7 @@ class Order:
     fence: int
     resume: bool
     spec: Mapping[str, Any]
-    #: Where the fields that name files lead: model, adapter, data, eval_data, chat_template, cwd.
+    #: Where the fields that name files lead: model, adapter, cwd, and those of jobs.spec.FILE_FIELDS.
     paths: Mapping[str, str] = field(default_factory=dict)
     allow_remote_code: bool = False
 

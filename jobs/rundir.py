@@ -1,16 +1,17 @@
 """The run folder: everything that one job read and wrote. The only place that knows a file's path in it.
 
-    spec.json          what to do: document, resolved paths, attempt, fence       (worker)
-    state.json         the job's record as last known                             (worker)
-    log.txt            what the job printed                                       (child)
-    progress.json      phase, step, total, time                                   (child)
-    metrics.jsonl      one line per logging step                                  (child)
-    environment.json   versions, GPU, driver, git commit                          (child)
-    checkpoints/       step-000200/, sealed                                       (child)
-    output/            results                                                    (child)
-    result.json        how the attempt ended, in the child's words                (child)
-    exit.json          how the child's process ended, in its keeper's words       (worker)
-    stacks.txt         stack of every thread, when it hung                        (child)
+spec.json          what to do: document, resolved paths, attempt, fence       (worker)
+state.json         the job's record as last known                             (worker)
+log.txt            what the job printed                                       (child)
+progress.json      phase, step, total, time                                   (child)
+metrics.jsonl      one line per logging step                                  (child)
+environment.json   versions, GPU, driver, git commit                          (child)
+checkpoints/       step-000200/, sealed                                       (child)
+code/              the working folder that came along, for a command          (child)
+output/            results                                                    (child)
+result.json        how the attempt ended, in the child's words                (child)
+exit.json          how the child's process ended, in its keeper's words       (worker)
+stacks.txt         stack of every thread, when it hung                        (child)
 gpu.json           what its slots did at that moment                          (worker)
 """
 
@@ -59,6 +60,10 @@ class RunDir:
     @property
     def output(self) -> Path:
         return self.path / "output"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
 
     @property
     def result(self) -> Path:

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
@@ -96,3 +98,25 @@ def curve(folder: RunDir) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that have a loss, without their times."""
     lines = [line for line in read_json_lines(folder.metrics) if "loss" in line]
     return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+def start_cold(folder: RunDir, **environment: str) -> subprocess.Popen[bytes]:
+    """The attempt as a worker starts a command: its output in log.txt, a process group of its own."""
+    with folder.log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs", str(folder.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+
+
+def exit_code(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -13,12 +13,10 @@ from daemon.store import Store
 from jobs.model import Cause, End, Job, Progress, Wish, WishKind
 from jobs.outcome import Exit, StoppedFor
 from jobs.rundir import RunDir, write_json
-from jobs.spec import INPUT_REFERENCE
+from jobs.spec import FILE_FIELDS, INPUT_REFERENCE
 
 log = logging.getLogger(__name__)
 
-#: Fields that may name an upload.
-FIELDS = ("data", "eval_data")
 MEGABYTE = 1_000_000
 
 
@@ -32,7 +30,7 @@ class Stopped(Exception):
 
 def missing(job: Job, settings: Settings) -> list[str]:
     """SHA-256 of the uploads that the job reads and that are not here."""
-    named = [INPUT_REFERENCE.fullmatch(str(job.effective_spec.get(name) or "")) for name in FIELDS]
+    named = [INPUT_REFERENCE.fullmatch(str(job.effective_spec.get(name) or "")) for name in FILE_FIELDS]
     digests = dict.fromkeys(match[1] for match in named if match)
     return [digest for digest in digests if not (settings.inputs / digest).is_file()]
 

@@ -19,7 +19,8 @@ from daemon.store import Store
 from jobs.model import InvalidTransition, Job, Progress, WishKind
 from jobs.outcome import Exit, StoppedFor
 from jobs.process import oom_kills
-from jobs.rundir import RunDir, read_json, write_json
+from jobs.progress import read_progress
+from jobs.rundir import RunDir, write_json
 from jobs.spec import RECIPES
 from workers import fence
 from workers.child import Child, Ended
@@ -52,7 +53,7 @@ class Keeper:
         self._monotonic = monotonic
         self._started = self._renewed = self._asked = monotonic()
         self._told: Progress | None = None
-        self._beat: float | None = None
+        self._beat: object = None
         self._stopped_for: StoppedFor | None = None
         self._reason = ""
         self._kill_at: float | None = None
@@ -118,12 +119,11 @@ class Keeper:
             self._stop(StoppedFor.HANG, reason, now, grace_s=min(HANG_GRACE_S, self._settings.grace_s))
 
     def _progress(self) -> Progress | None:
-        told = read_json(self._folder.progress)
-        if not told or told.get("fence") != self._job.fence:
+        told = read_progress(self._folder.progress, fence=self._job.fence)
+        if told is None:
             return None
-        self._beat = told["at"]
-        names = ("phase", "step", "total", "eta_s", "metrics")
-        return Progress(**{name: told[name] for name in names})
+        progress, self._beat = told
+        return progress
 
     def _limits(self, now: float) -> None:
         limit_s = self._job.max_runtime_s

@@ -16,12 +16,10 @@ from api.cli.fields import DocumentError
 from api.client import Client, digest_of
 from jobs import data, expansion
 from jobs.pipeline import linked
-from jobs.spec import INPUT_REFERENCE, FieldError, InvalidSpec, parse
+from jobs.spec import FILE_FIELDS, INPUT_REFERENCE, FieldError, InvalidSpec, parse
 
 Json = dict[str, Any]
 
-#: Fields that may name a file on this machine.
-FILE_FIELDS = ("data", "eval_data", "chat_template")
 KINDS_OF_FILE = ".toml, .yaml or .json"
 
 
@@ -93,7 +91,7 @@ def check_rows(body: Json, folders: Sequence[Path]) -> dict[str, data.DataReport
     checked = set()
     reports: dict[str, data.DataReport] = {}
     for document, field, path in local_files(body, folders):
-        if field == "chat_template" or (field == "csv" and document is body.get("sweep")):
+        if field in ("chat_template", "workdir") or (field == "csv" and document is body.get("sweep")):
             continue
         own = document if isinstance(document, dict) and "kind" in document else body.get("base") or {}
         reading = data.Reading.of(own)

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from api.cli.moments import Duration, Moment
-from jobs.spec import KINDS, JobSpec
+from jobs.spec import FILE_FIELDS, KINDS, JobSpec
 
 Json = dict[str, Any]
 
@@ -87,7 +87,7 @@ def _option(path: tuple[str, ...], field: FieldInfo) -> click.Option:
         multiple=shape in (list, dict),
         default=None,
         help=" ".join(filter(None, (text, _default_words(field)))),
-        metavar="FILE" if path[-1] in ("data", "eval_data", "chat_template") else None,
+        metavar="DIR" if path[-1] == "workdir" else "FILE" if path[-1] in FILE_FIELDS else None,
     )
 
 

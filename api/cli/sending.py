@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api.cli import documents, estimates, fields, flags, follow, output, plan
+from api.cli import documents, estimates, fields, flags, follow, output, plan, workdirs
 from api.cli.session import USAGE, Session, fail, fate
 from api.client import ApiProblem, RigUnreachable, new_key
 from jobs.data import DataReport
@@ -19,6 +19,8 @@ Json = dict[str, Any]
 LISTED = 12
 #: The upload of a larger file tells how far it is.
 LARGE_BYTES = 8_000_000
+#: Of an earlier job's results these are told.
+TELLING = ("eval_loss", "loss", "accuracy", "tokens_per_s")
 #: Nobody waits longer than this to hear when a job will start.
 FORECAST_TIMEOUT_S = 2.0
 
@@ -41,8 +43,12 @@ def submit(
     file: Path | None = None,
     table: Path | None = None,
     argv: Sequence[str] = (),
+    ship: bool = True,
 ) -> None:
-    """Submit a file, or one job of this kind, with what the flags say. Ends with the jobs' fate when it waits for it."""
+    """Submit a file, or one job of this kind, with what the flags say. Ends with the jobs' fate when it waits for it.
+
+    `ship`: the folder of a command's own files goes along unless something else is said.
+    """
     how = How(follow=values["follow_"], wait=values["wait"], dry_run=values["dry_run"], key=values["key"])
     body: Json = documents.read(file) if file else {"argv": list(argv)} if argv else {}
     if table is not None:
@@ -53,12 +59,19 @@ def submit(
             fields.allow_retries(document, values.get("retries"))
         for text in values["sets"]:
             fields.change(document, fields.assignment(text))
+    if argv and ship and not {"workdir", "cwd"} & set(body) and (folder := workdirs.suggested(argv, Path())):
+        body["workdir"] = folder
     send(session, body, (file.parent, Path()) if file else (Path(),), how)
 
 
 def send(session: Session, body: Json, folders: Sequence[Path], how: How) -> None:
     """Check, upload what is local, submit, and stay with the jobs as asked. Ends with their fate when it waits for it."""
     documents.check(body)
+    with workdirs.packed(session, body, folders):
+        _send(session, body, folders, how)
+
+
+def _send(session: Session, body: Json, folders: Sequence[Path], how: How) -> None:
     reports = documents.check_rows(body, folders)
     if how.dry_run:
         _dry_run(session, body, folders, how, reports)
@@ -110,6 +123,8 @@ def _dry_run(
     session.say(f"Valid: {len(trials)} job{'s' if len(trials) > 1 else ''} would be queued. Nothing was stored.")
     for path in files:
         session.say(f"  {path} ({output.size(path.stat().st_size)}) would be uploaded")
+    if before := trials[0].get("ran_before"):
+        session.say(output.clean_line(f"  You ran this before as job {before['id']} ({_fate_of(before)})."))
     if len(trials) == 1 and trials[0].get("would_wait_because"):
         session.say(f"  It would wait: {trials[0]['would_wait_because']}")
     if needs:
@@ -135,10 +150,19 @@ def _announce(session: Session, jobs: list[Json], sweep: str | None) -> None:
         session.say(output.clean_line(f"Job {job['id']} {job['state']}: {job['name']}.{waits}{tail}"))
     if len(jobs) > LISTED:
         session.say(f"… and {len(jobs) - LISTED} more, up to job {jobs[-1]['id']}.")
+    if before := jobs[0].get("ran_before"):
+        session.say(output.clean_line(f"You ran this before as job {before['id']} ({_fate_of(before)})."))
     if expected := _expectation(session, jobs):
         session.say(expected)
     if len(jobs) == 1:
         session.say(f"Follow: overnight logs -f {jobs[0]['id']}   {session.page_of(jobs[0]['id'])}")
+
+
+def _fate_of(before: Json) -> str:
+    """How an earlier job stands, with the numbers that it is known by."""
+    metrics = before.get("metrics") or {}
+    known = [f"{name} {metrics[name]:.4g}" for name in TELLING if isinstance(metrics.get(name), (int, float))]
+    return ", ".join([str(before["state"]), *known])
 
 
 def _expectation(session: Session, jobs: list[Json]) -> str:

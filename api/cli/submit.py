@@ -108,13 +108,14 @@ def generate(session: Session, **values: Any) -> None:
 
 @_command("run", "command", context_settings={"allow_interspersed_args": False})
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@click.option("--no-workdir", is_flag=True, help="Send no folder along, even if the command names files in this one.")
 @how_to_submit
-def run(session: Session, argv: tuple[str, ...], **values: Any) -> None:
-    """Run any program on the rig.
+def run(session: Session, argv: tuple[str, ...], no_workdir: bool, **values: Any) -> None:
+    """Run any program on the rig. A command that names files of this folder takes the folder along.
 
     Example: submit run --gpus 2 -- torchrun train.py
     """
-    _submit(session, "command", values, argv=argv)
+    _submit(session, "command", values, argv=argv, ship=not no_workdir)
 
 
 @_command("file", None, hidden=True)

@@ -8,6 +8,7 @@ All of ours begin with `overnight:`, so that an access list can hold us to them 
     overnight:jobs:state:<state>   zset    the same by state; also :kind:<kind>, :tag:<tag>
     overnight:order                zset    every job that waits or runs, by its rank
     overnight:ended                zset    every job that ended, by the time of its end
+    overnight:alike                hash    fingerprint of the work that a document asks for -> the newest job that does it
     overnight:children:<id>        set     jobs that wait, or waited, for this one
     overnight:sweep:<id>           string  what a sweep is, JSON; its id is its first job's
     overnight:sweep:<id>:rungs     hash    "<step>:<job>" -> its metric when it came to this step; for sweeps with halving
@@ -42,6 +43,7 @@ SEQ = P + "seq"
 JOBS = P + "jobs"
 ORDER = P + "order"
 ENDED = P + "ended"
+ALIKE = P + "alike"
 SWEEPS = P + "sweeps"
 LEASES = P + "leases"
 PAUSED = P + "paused"

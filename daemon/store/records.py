@@ -11,6 +11,7 @@ import redis
 from redis.client import Pipeline
 
 from daemon.store.keys import (
+    ALIKE,
     ENDED,
     EVENTS,
     JOBS,
@@ -25,6 +26,7 @@ from daemon.store.keys import (
 )
 from daemon.store.wire import parsed
 from jobs.model import Job, State
+from jobs.repeat import fingerprint
 
 EVENTS_KEPT = 100_000
 
@@ -89,6 +91,8 @@ class Records:
                 places.setdefault(ENDED, {})[job.id] = job.finished_at
             for parent, _ in job.parents:
                 children.setdefault(parent, []).append(job.id)
+        if jobs:
+            pipe.hset(ALIKE, mapping={fingerprint(job.spec): job.id for job in jobs})
         for index, members in places.items():
             pipe.zadd(index, members)
         for parent, ids in children.items():

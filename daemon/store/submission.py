@@ -9,12 +9,13 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
-from daemon.store.keys import SEQ, idempotency_key, job_key, once_key
+from daemon.store.keys import ALIKE, SEQ, idempotency_key, job_key, once_key
 from daemon.store.sweeps import Sweeps, write_sweep
-from daemon.store.wire import parsed
+from daemon.store.wire import parsed, text
 from jobs.estimate import UNKNOWN, Outlook
 from jobs.model import Job, priority_of, rank_of
 from jobs.pipeline import numbered
+from jobs.repeat import fingerprint
 from jobs.spec import Spec, dump
 from jobs.sweep import Sweep, SweepFacts
 
@@ -80,6 +81,15 @@ class Submission(Sweeps):
         if known["hash"] != body_hash:
             raise RepeatedDifferently(repeat_key)
         return self._fetch(known["ids"])
+
+    def alike(self, specs: Sequence[Spec]) -> list[Job | None]:
+        """For each document the newest job that was submitted for the same work; None when there is none."""
+        works = [fingerprint(dump(spec)) for spec in specs]
+        found = cast(list[bytes | None], self.redis.hmget(ALIKE, works)) if works else []
+        jobs = {job.id: job for job in self._fetch([text(job_id) for job_id in found if job_id is not None])}
+        newest = [jobs.get(text(job_id)) if job_id is not None else None for job_id in found]
+        # one that was edited since does other work now
+        return [job if job and fingerprint(job.spec) == work else None for job, work in zip(newest, works, strict=True)]
 
     def use_once(self, name: str, ttl_s: int) -> bool:
         """Whether this is the first use of the name; remembered for `ttl_s`."""

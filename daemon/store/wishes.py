@@ -7,10 +7,11 @@ from typing import Any, cast
 from redis.client import Pipeline
 
 from daemon import order
-from daemon.store.keys import ENDED, ORDER, SEQ, children_key, job_key, state_key
+from daemon.store.keys import ALIKE, ENDED, ORDER, SEQ, children_key, job_key, state_key
 from daemon.store.records import Records, indexes
 from daemon.store.wire import parsed, text, texts, watch
 from jobs.model import InvalidTransition, Job, State, Wish, WishKind, rank_of
+from jobs.repeat import fingerprint
 
 
 class Wishes(Records):
@@ -105,7 +106,11 @@ class Wishes(Records):
             job = self._read(pipe, job_id)
             if not job.state.final:
                 raise ValueError(f"job {job_id} is {job.state}; cancel it first")
+            work = fingerprint(job.spec)
+            is_newest = text(cast(bytes, pipe.hget(ALIKE, work) or b"")) == job_id
             pipe.multi()
+            if is_newest:
+                pipe.hdel(ALIKE, work)
             pipe.delete(job_key(job_id), children_key(job_id))
             for index in (*indexes(job), ENDED):
                 pipe.zrem(index, job_id)

@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs.spec.command import CommandSpec
-from jobs.spec.common import HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line
+from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line
 from jobs.spec.finetune import FinetuneSpec, LoraSpec
 from jobs.spec.generate import GenerateSpec
 
 __all__ = [
+    "FILE_FIELDS",
     "HUB_ID",
     "INPUT_REFERENCE",
     "JOB_REFERENCE",

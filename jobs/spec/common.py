@@ -12,6 +12,8 @@ from jobs.model import Priority
 
 #: `org/name` on a hub, with an optional `@revision`.
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(@[A-Za-z0-9._-]{1,64})?")
+#: Fields that may name an uploaded file.
+FILE_FIELDS = ("data", "eval_data", "chat_template", "workdir")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 JOB_REFERENCE = re.compile(r"job:([1-9][0-9]{0,17})")
 INPUT_REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")

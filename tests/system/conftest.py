@@ -16,7 +16,7 @@ from daemon.settings import Settings
 from daemon.store import Store, UnknownJob, connect
 from daemon.supervisor import MARK, mark
 from jobs.model import Job, State, Wish, WishKind
-from jobs.rundir import RunDir, run_dir
+from jobs.rundir import RunDir, read_json, run_dir
 from jobs.spec import parse
 
 COUNTER = Path(__file__).parent.parent / "counter.py"
@@ -29,6 +29,18 @@ class Rig:
         self.settings, self.environment = settings, environment
         self.daemon: subprocess.Popen[bytes] | None = None
         self.store = Store(connect(redis_server.address(settings)))
+
+    # -- where it is
+
+    @property
+    def url(self) -> str:
+        """Where its API listens, once it does."""
+        said = until(lambda: read_json(self.settings.home / "api.json"), evidence=self.evidence)
+        return str(said["url"])
+
+    @property
+    def token(self) -> str:
+        return (self.settings.home / "token").read_text().strip()
 
     # -- its life
 

@@ -1,6 +1,5 @@
 """Commands as real, small processes: `python -m jobs` on a run folder, the program below it, and signals to both."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,38 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attempts import ROOT, log, run_folder
+from attempts import ROOT, exit_code, log, run_folder, start_cold
 from until import until
 
 from jobs.rundir import RunDir, read_json
 
 
-def start(folder: RunDir, **environment: str) -> subprocess.Popen[bytes]:
-    """The attempt as a worker starts it: its output in log.txt, a process group of its own."""
-    with folder.log.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs", str(folder.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
-
-
-def ended(process: subprocess.Popen[bytes]) -> int:
-    try:
-        return process.wait(20)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def carry_out(path: Path, *argv: str, **fields: Any) -> tuple[int, dict[str, Any], RunDir]:
     paths = {"cwd": fields["cwd"]} if "cwd" in fields else {}
     folder = run_folder(path / "run", {"kind": "command", "argv": list(argv), **fields}, paths)
-    code = ended(start(folder))
+    code = exit_code(start_cold(folder))
     return code, read_json(folder.result) or {}, folder
 
 
@@ -65,7 +42,7 @@ def test_it_runs_in_its_folder_and_what_ours_needs_does_not_reach_it(tmp_path: P
     (tmp_path / "train.py").write_text("import helper_of_mine, os; print(os.environ.get('HF_HUB_OFFLINE'))")
     document = {"kind": "command", "argv": [sys.executable, "train.py"]}
     folder = run_folder(tmp_path / "run", document, {"cwd": tmp_path})
-    assert ended(start(folder, PYTHONSAFEPATH="1", PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")) == 0
+    assert exit_code(start_cold(folder, PYTHONSAFEPATH="1", PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")) == 0
     assert log(folder) == "found\nNone\n"
 
 
@@ -115,26 +92,26 @@ def test_a_folder_that_is_gone_is_bad_input(tmp_path: Path) -> None:
 def test_a_stop_is_passed_on_and_the_program_may_save(tmp_path: Path) -> None:
     script = "trap 'echo saved; exit 0' TERM; echo ready; while :; do sleep 0.01; done"
     folder = run_folder(tmp_path / "run", {"kind": "command", "argv": ["sh", "-c", script]}, {})
-    process = start(folder)
+    process = start_cold(folder)
     until(lambda: "ready" in log(folder))
     process.send_signal(signal.SIGTERM)
-    assert ended(process) == 75
+    assert exit_code(process) == 75
     assert log(folder) == "ready\nsaved\n"
     assert (read_json(folder.result) or {})["end"] == "interrupted"
 
 
 def test_a_stop_ends_a_program_that_does_not_listen(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", {"kind": "command", "argv": ["sh", "-c", "echo ready; exec sleep 60"]}, {})
-    process = start(folder)
+    process = start_cold(folder)
     until(lambda: "ready" in log(folder))
     process.send_signal(signal.SIGTERM)
-    assert ended(process) == 75
+    assert exit_code(process) == 75
 
 
 def test_the_next_attempt_knows_that_it_goes_on(tmp_path: Path) -> None:
     script = 'echo "resume=$OVERNIGHT_RESUME attempt=$OVERNIGHT_ATTEMPT"'
     folder = run_folder(tmp_path, {"kind": "command", "argv": ["sh", "-c", script]}, {}, resume=True, attempt=2)
-    assert ended(start(folder)) == 0
+    assert exit_code(start_cold(folder)) == 0
     assert log(folder) == "resume=1 attempt=2\n"
 
 
@@ -154,7 +131,7 @@ def test_the_state_of_its_code_is_written_down(tmp_path: Path) -> None:
 
 def test_secrets_of_the_environment_are_not_written_down(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", {"kind": "command", "argv": ["true"], "env": {"TOKEN": "hf_CANARY"}}, {})
-    assert ended(start(folder, WANDB_API_KEY="hf_CANARY")) == 0
+    assert exit_code(start_cold(folder, WANDB_API_KEY="hf_CANARY")) == 0
     assert "hf_CANARY" not in folder.environment.read_text()
 
 
