@@ -72,6 +72,8 @@ def of_slot(slot: SlotFacts, title: str, at: str, job: Job | None) -> list[Act]:
     if slot.problem and slot.problem.startswith(OUT_OF_SERVICE):
         question = "It had a fault and takes no job. Release it when you trust it again."
         found.append(Act(f"{at}/release", "Release", "release", question, title=f"Release {title}"))
+        question = "The daemon computes on it; when that goes well, it takes jobs again."
+        found.append(Act(f"{at}/check", "Check", "check", question, title=f"Check {title}"))
     if slot.paused:
         found.append(Act(f"{at}/resume", "Resume", "resume", "It takes jobs again.", title=f"Resume {title}"))
     else:

@@ -12,6 +12,10 @@ from starlette.concurrency import run_in_threadpool
 
 from api import (
     page,
+    page_gpus,
+    page_plan,
+    page_settings,
+    page_submit,
     routes_acts,
     routes_estimate,
     routes_events,
@@ -106,6 +110,8 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     app.include_router(routes_rig.health)
     app.include_router(routes_telemetry.prometheus)
     app.include_router(page.router)
+    for pages in (page_gpus, page_plan, page_settings, page_submit):
+        app.include_router(pages.router)
     app.include_router(routes_acts.router)
     # the last one added is the first one asked
     app.add_middleware(Authenticated, keys=keys, other_rig=elsewhere.admits)

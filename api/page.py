@@ -44,6 +44,11 @@ STATIC = {
     "overnight.css": "text/css; charset=utf-8",
     "overnight.js": "text/javascript; charset=utf-8",
     "login.js": "text/javascript; charset=utf-8",
+    "gpus.css": "text/css; charset=utf-8",
+    "plan.css": "text/css; charset=utf-8",
+    "submit.css": "text/css; charset=utf-8",
+    "submit.js": "text/javascript; charset=utf-8",
+    "settings.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 FOREVER = "public, max-age=31536000, immutable"
@@ -318,6 +323,24 @@ def _sweep_page(template: str, rig: Context, sweep_id: str) -> Response:
 
 
 # -- rendering ----------------------------------------------------------------------------------------------------------------
+
+
+def frame(rig: Context) -> dict[str, Any]:
+    """What stands around every page: the moment, the look at the rig, its health."""
+    now = rig.now()
+    snap = panels.look(rig.store, rig.ledger, rig.settings, now)
+    return {
+        "now": now,
+        "snap": snap,
+        "facts": snap.facts,
+        "heart": panels.heart(snap),
+        "banners": _job_banners(snap),
+    }
+
+
+def render(template: str, rig: Context, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page of another router."""
+    return _page(template, rig, status, **values)
 
 
 def _page(template: str, rig: Context, status: int = 200, **values: Any) -> HTMLResponse:

@@ -2,7 +2,7 @@
 
     POST /do/jobs/{id}/{verb}     cancel preempt retry hold release, move (position=), priority (priority=)
     POST /do/sweeps/{id}/cancel
-    POST /do/gpus/{slot}/{verb}   pause resume release free
+    POST /do/gpus/{slot}/{verb}   pause resume release check free
     POST /do/rig/{verb}           pause resume
 
 A form that asks a question is answered with that question until it says `sure=yes`. Then: 303 back to `next`, or 204 for the
@@ -74,6 +74,7 @@ def do_with_slot(slot_id: str, verb: str, request: Request, form: Form, rig: Rig
         "pause": lambda: routes_rig.pause_gpu(slot_id, rig, {}),
         "resume": lambda: routes_rig.resume_gpu(slot_id, rig),
         "release": lambda: routes_rig.release_gpu(slot_id, rig),
+        "check": lambda: routes_rig.check_gpu(slot_id, rig),
         "free": lambda: routes_rig.pause_gpu(slot_id, rig, {"now": True}),
     }
     if verb not in deeds:

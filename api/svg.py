@@ -81,12 +81,13 @@ def chart(
     x_ticks: Ticker | None = None,
     y_text: Callable[[float], str] = number,
     gap: float | None = None,
+    most: int = MOST_POINTS,
 ) -> Chart | None:
     """A chart of these lines over a common range; None when there is nothing to draw.
 
-    `gap`: two points further apart than this are not joined.
+    `gap`: two points further apart than this are not joined. `most`: so many points of a line are drawn.
     """
-    drawn = [Series(one.label, thin(one.points)) for one in series if one.points]
+    drawn = [Series(one.label, thin(one.points, most)) for one in series if one.points]
     values = [point for one in drawn for point in one.points] + list(marks)
     if not values:
         return None
@@ -168,11 +169,11 @@ def steps(low: float, high: float) -> tuple[Tick, ...]:
     return tuple(_tick(index * step, low, high, number(index * step)) for index in range(first, last + 1))
 
 
-def clock_ticks(zone: ZoneInfo, now: float) -> Ticker:
-    """Ticks of an axis of time, at round times of day in the zone."""
+def clock_ticks(zone: ZoneInfo, now: float, *, most: int = 4) -> Ticker:
+    """About so many ticks of an axis of time, at round times of day in the zone."""
 
     def ticks(low: float, high: float) -> tuple[Tick, ...]:
-        step = next((s for s in CLOCK_STEPS_S if (high - low) / s <= 4), CLOCK_STEPS_S[-1])
+        step = next((s for s in CLOCK_STEPS_S if (high - low) / s <= most), CLOCK_STEPS_S[-1])
         offset = _utc_offset_s(low, zone)
         first = math.ceil((low + offset) / step) * step - offset
         moments = [first + index * step for index in range(int((high - first) // step) + 1)] if first <= high else []
