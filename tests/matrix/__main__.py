@@ -144,7 +144,8 @@ def foreign(scene: Scene) -> None:
     scene.expect("no new job beside it", lambda: scene.facts().slots[scene.gpu].problem)
     scene.expect_goes_on()
     scene.expect(
-        "its memory told apart from the job's for half a minute", lambda: scene.slot.foreign_memory_bytes and scene.passed_s > LASTS_S + 10
+        "its memory told apart from the job's for half a minute",
+        lambda: scene.slot.foreign_memory_bytes and scene.passed_s > LASTS_S + 10,
     )
     scene.rig.cancel(scene.job)
     ended = scene.rig.until_ended(scene.job)
