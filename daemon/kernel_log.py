@@ -2,6 +2,9 @@
 
 Tried in this order: a file that was named, /dev/kmsg (root, or where `kernel.dmesg_restrict` is 0), the journal
 (`journalctl -k`, for members of adm or systemd-journal). Where none may be read, NVML's events are all that is known.
+
+A sampler that took over from one that was ended reads what was written since that one's last word: a driver that hangs
+has often said why before anybody could note it.
 """
 
 import os
@@ -10,6 +13,7 @@ import select
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +29,8 @@ XID = re.compile(
 #: The same loss, told without a code.
 OFF_THE_BUS = re.compile(r"NVRM: GPU (?:at PCI:)?(?P<bdf>[0-9a-fA-F:]+)(?:\.\d)?: GPU has fallen off the bus")
 FALLEN_OFF = 79
+#: How a record of /dev/kmsg begins: priority, number, microseconds since the boot.
+STAMP = re.compile(r"\d+,\d+,(?P<us>\d+),")
 
 
 class KernelXid(NamedTuple):
@@ -34,6 +40,7 @@ class KernelXid(NamedTuple):
     code: int
     pid: int | None
     text: str
+    at: float | None = None  # when it was written, where that is earlier than its reading
 
 
 def parse(line: str) -> KernelXid | None:
@@ -56,9 +63,11 @@ def bus_key(address: str) -> str:
 class KernelLog(threading.Thread):
     """Follows the log from now on and puts each XID into the queue."""
 
-    def __init__(self, found: "SimpleQueue[KernelXid]", *, path: Path | None = None) -> None:
+    def __init__(
+        self, found: "SimpleQueue[KernelXid]", *, path: Path | None = None, since: float | None = None
+    ) -> None:
         super().__init__(name="kernel-log", daemon=True)
-        self._found, self._path = found, path
+        self._found, self._path, self._since = found, path, since
         self._ended = threading.Event()
         self._journal: subprocess.Popen[bytes] | None = None
         self._descriptor, self.source = self._open()
@@ -75,8 +84,16 @@ class KernelLog(threading.Thread):
         if self._descriptor is None:
             return
         for line in self._lines(self._descriptor):
-            if xid := parse(line):
-                self._found.put(xid)
+            if (xid := parse(line)) is None:
+                continue
+            at = self._written_at(line) if self._since is not None else None
+            if at is None or at > (self._since or 0.0):
+                self._found.put(xid._replace(at=at))
+
+    def _written_at(self, line: str) -> float | None:
+        """When a line of what was there before us was written; the journal gives only what is young enough."""
+        stamp = STAMP.match(line)
+        return time.time() - time.monotonic() + int(stamp["us"]) / 1e6 if stamp else None
 
     def _open(self) -> tuple[int | None, str | None]:
         """A descriptor at the end of the log, and what it is; (None, None) where none may be read."""
@@ -85,7 +102,7 @@ class KernelLog(threading.Thread):
                 continue
             with suppress(OSError):
                 descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-                os.lseek(descriptor, 0, os.SEEK_END)
+                os.lseek(descriptor, 0, os.SEEK_END if self._since is None else os.SEEK_SET)
                 if source == "kmsg":
                     _probe(descriptor)
                 return descriptor, source
@@ -94,7 +111,8 @@ class KernelLog(threading.Thread):
     def _open_journal(self) -> tuple[int | None, str | None]:
         if shutil.which("journalctl") is None:
             return None, None
-        argv = ["journalctl", "--dmesg", "--follow", "--lines=0", "--output=cat", "--quiet"]
+        begin = ["--lines=0"] if self._since is None else ["--no-tail", f"--since=@{self._since:.0f}"]
+        argv = ["journalctl", "--dmesg", "--follow", *begin, "--output=cat", "--quiet"]
         try:
             self._journal = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         except OSError:
@@ -116,6 +134,8 @@ class KernelLog(threading.Thread):
             except OSError:
                 return
             if not piece:
+                if self.source != "journal":
+                    self._since = None  # from here on, lines are as old as their reading
                 if self._journal is not None and self._journal.poll() is not None:
                     return
                 if self.source == "file":

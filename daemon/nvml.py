@@ -129,6 +129,7 @@ class Card:
         self._pstate: int | None = None
         self._slow: dict[int, int] = {}
         self._encoder: int | None = None
+        self._margin_c: int | None = None
         self._link: tuple[int | None, int | None] = (None, None)
         self._link_max = self._ask("MaxPcieLinkGeneration"), self._ask("MaxPcieLinkWidth")
         self._recovery_action: int | None = None
@@ -215,6 +216,7 @@ class Card:
             "persistence": bool(self._ask("PersistenceMode")),
             "display": bool(self._ask("DisplayActive")),
             "ecc": None if ecc is None else bool(ecc[0]),
+            "remapped_rows": self._ask("RemappedRows"),
         }
 
     def _ask(self, call: str, *arguments: Any, **options: Any) -> Any | None:
@@ -275,7 +277,8 @@ class Card:
     def _identity(self) -> Identity:
         gpu, range_mw = self.gpu, self._ask("PowerManagementLimitConstraints") or (None, None)
         thresholds = {kind: self._ask("TemperatureThreshold", kind) for kind in (0, 1, 2, 3, 5)}
-        self._slowdown_c: int | None = thresholds[SLOWDOWN_THRESHOLD]
+        self._threshold_c: int | None = thresholds[SLOWDOWN_THRESHOLD]
+        self._slowdown_c = self._threshold_c
         limits = {
             "memory_bytes": gpu.memory_bytes,
             "power_mw": {"min": range_mw[0], "default": self._ask("PowerManagementDefaultLimit"), "max": range_mw[1]},
@@ -289,12 +292,15 @@ class Card:
         if thoroughly:
             self._take_slow(field)
         self._recovery_action = field.get(RECOVERY_ACTION)
+        temp_c = self._or_ask(self._ask("TemperatureV", 0), "Temperature", 0)
+        if self._margin_c is not None and temp_c is not None:
+            self._slowdown_c, self._margin_c = temp_c + self._margin_c, None
         return Sample(
             ts,
             util=load.gpu if load else None,
             mem_util=load.memory if load else None,
             mem_mib=memory[0] >> 20 if memory else None,
-            temp_c=self._or_ask(self._ask("TemperatureV", 0), "Temperature", 0),
+            temp_c=temp_c,
             mem_temp_c=self._slow.get(MEMORY_TEMP_C),
             # The average is not known before Ampere, where the instant reading has a window as long.
             power_mw=self._or_ask(field.get(POWER_MW, field.get(POWER_INSTANT_MW)), "PowerUsage"),
@@ -326,6 +332,8 @@ class Card:
             self._link = self._ask("CurrPcieLinkGeneration"), self._ask("CurrPcieLinkWidth")
             encoder = self._ask("EncoderUtilization")
             self._encoder = encoder[0] if encoder else None
+            if not self._threshold_c:  # server cards tell how far they are from it instead
+                self._margin_c = self._ask("MarginTemperature")
         self._thorough_rounds += 1
 
     def _memory(self) -> tuple[int, int] | None:

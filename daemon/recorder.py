@@ -17,7 +17,7 @@ import json
 import sqlite3
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -63,6 +63,7 @@ INSERT_PROCESS = """
 INSERT INTO proc SELECT gid, ?, ?, ?, ?, ?, ?, ? FROM gpu WHERE uuid = ?
 ON CONFLICT DO UPDATE SET last_ts = excluded.last_ts, mem_mib = max(coalesce(mem_mib, 0), excluded.mem_mib)
 """
+LAST_XIDS = "SELECT uuid, code, max(ts) FROM event JOIN gpu USING (gid) WHERE kind = 'xid' GROUP BY uuid, code"
 SELECT_SAMPLE = f"SELECT {', '.join(Sample._fields)} FROM s WHERE gid = ?"
 
 
@@ -84,6 +85,8 @@ class Recorder:
         self._present: dict[str, dict[GpuProcess, int]] = {}
         self._seen: dict[tuple[str, int, int], tuple[int, GpuProcess]] = {}
         self._database = self._open()
+        with suppress(sqlite3.DatabaseError):  # `save` finds out, and begins anew
+            self._last_xid |= {(uuid, code): ts for uuid, code, ts in self._database.execute(LAST_XIDS)}
 
     def adopt(self, unsaved: Mapping[str, Sequence[Sample]]) -> None:
         """Save the rows that a killed sampler left in `gpu-now.json`."""
@@ -119,7 +122,7 @@ class Recorder:
         """An event; returns whether it is news and no repetition of the XID just before."""
         if code is not None:
             last, self._last_xid[uuid, code] = self._last_xid.get((uuid, code)), ts
-            if last is not None and ts - last <= SAME_EVENT_S:
+            if last is not None and abs(ts - last) <= SAME_EVENT_S:
                 return False
         self._events.append((ts, uuid, source, kind, code, text, pid, job))
         return True

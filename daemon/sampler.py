@@ -18,10 +18,11 @@ import sqlite3
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from daemon.driver import Driver, checkup, inventory
 from daemon.kernel_log import KernelLog, KernelXid, bus_key
@@ -39,6 +40,8 @@ KERNEL_FIRST_S = 2.0
 SAVE_EVERY_S, THOROUGHLY_EVERY_S, PRUNE_EVERY_S = 10, 5, 3600
 UPGRADE_CHECK_S = 60.0
 NICENESS = 10
+#: What the kernel's log said while no sampler could note it is read for so long.
+LOOK_BACK_S = 600.0
 JOB_MARK = b"OVERNIGHT_JOB_ID="
 RIG_MARK = "OVERNIGHT_MARK"
 
@@ -59,14 +62,15 @@ class Sampler:
         self._now_path = now_path(home)
         self._driver = Driver(retry_s=retry_s, watch_xids=True, whose=whose)
         self._kernel_xids: SimpleQueue[KernelXid] = SimpleQueue()
-        self._kernel_log = KernelLog(self._kernel_xids, path=kernel_log)
+        before = read_json(self._now_path) or {}
+        self._kernel_log = KernelLog(self._kernel_xids, path=kernel_log, since=_interrupted_at(before, now=time.time()))
         self._kernel_log.start()
         self._upgrades = UpgradeWatch(upgrade_check_s)
         self._upgrades.start()
         #: NVML's, which wait for the kernel's word on the same: only that names the process.
         self._waiting_xids: deque[tuple[float, str, int]] = deque()
         self._recorder = Recorder(home)
-        self._recorder.adopt(unsaved_rows(read_json(self._now_path) or {}))
+        self._recorder.adopt(unsaved_rows(before))
         self._cpu_slots = cpu_slots
         self._machine: Machine | None = None
         self._states: dict[str, str] = {}
@@ -117,7 +121,7 @@ class Sampler:
             xid = self._kernel_xids.get()
             by_bus = {bus_key(card.gpu.bus_id): uuid for uuid, card in self._driver.cards.items() if card.gpu.bus_id}
             if uuid := by_bus.get(xid.bus):
-                self._note_xid(now, at, uuid, "kernel", xid.code, xid.text, xid.pid)
+                self._note_xid(xid.at or now, at, uuid, "kernel", xid.code, xid.text, xid.pid)
         while not self._driver.xids.empty():
             uuid, code = self._driver.xids.get()
             self._waiting_xids.append((at, uuid, code))
@@ -205,6 +209,12 @@ def job_of(pid: int) -> str | None:
         return None
     found = [entry.partition(b"=")[2] for entry in entries if entry.startswith(JOB_MARK)]
     return found[0].decode(errors="replace") if found else None
+
+
+def _interrupted_at(before: Mapping[str, Any], *, now: float) -> float | None:
+    """When the sampler before this one spoke last, where that is not long ago."""
+    at = before.get("at")
+    return at if isinstance(at, float) and 0 <= now - at <= LOOK_BACK_S else None
 
 
 def own_mark() -> str:

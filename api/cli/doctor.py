@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -66,8 +66,11 @@ class Machine:
 @click.option("--server", metavar="URL", help="The rig's address (or OVERNIGHT_URL).")
 @click.option("--token", metavar="TOKEN", help="Better in OVERNIGHT_TOKEN: others see a command's flags.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def doctor(server: str | None, token: str | None, as_json: bool) -> None:
+@click.option("--gpu-probe", is_flag=True, help="Ask the driver everything, time each call, and print that as JSON.")
+def doctor(server: str | None, token: str | None, as_json: bool, gpu_probe: bool) -> None:
     """Look for what is missing or wrong here, and say how to mend it."""
+    if gpu_probe:
+        probe()
     machine = Machine(config.resolve(os.environ, server=server, token=token), is_rig=not missing_packages())
     found = []
     for check in checks(machine):
@@ -234,6 +237,13 @@ def gpus() -> Iterator[Check]:
         yield Check(FAIL, "gpus", f"the driver could not be asked: {last}", "Look at nvidia-smi and dmesg; a reboot mends a wedged driver.")  # fmt: skip
         return
     yield from check_gpus(found)
+
+
+def probe() -> NoReturn:
+    """What this machine's driver answers, for a report: docs/gpu-checks.md."""
+    child = _child(["-m", "daemon.probe", "--seconds", "1.5"])
+    click.echo(child.stdout or json.dumps({"error": child.stderr.strip() or "the driver did not answer in time"}))
+    raise SystemExit(FAILED if child.returncode else 0)
 
 
 def clock() -> Check:

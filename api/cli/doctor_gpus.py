@@ -122,7 +122,15 @@ def memory(label: str, card: Json) -> Check | None:
         return Check(OK, label, "ECC is off", "`sudo nvidia-smi -e 1` and a reboot turn it on: a few per cent of memory for certainty.")  # fmt: skip
     if (errors := card["now"].get("ecc_uncorrected") or 0) > 0:
         return Check(FAIL, label, f"ECC counted {errors} errors that it could not correct", "Reboot, and check it: `overnight gpus check`. If they come back, the card is broken.")  # fmt: skip
-    return Check(OK, label, "ECC is on and counted no error that it could not correct")
+    _, replaced, pending, failed = card.get("remapped_rows") or (0, 0, 0, 0)
+    if failed:
+        return Check(FAIL, label, "a broken memory row could not be replaced", "The card must be exchanged: NVIDIA's warranty asks for `nvidia-smi -q -d ROW_REMAPPER`.")  # fmt: skip
+    if pending:
+        return Check(
+            WARN, label, "a broken memory row is replaced at the next reset", "Reboot when its jobs have ended."
+        )
+    rows = f"; {replaced} broken rows were replaced" if replaced else ""
+    return Check(OK, label, f"ECC is on and counted no error that it could not correct{rows}")
 
 
 def recovery(label: str, card: Json) -> Check | None:

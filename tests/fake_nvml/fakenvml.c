@@ -371,11 +371,12 @@ typedef struct {
   u32 version;
   int celsius;
 } Margin;
+enum { SERVER_LIMIT_C = 87 };
 
 API Return nvmlDeviceGetMarginTemperature(Device *d, Margin *m) {
   DEVICE(Margin)
-  if (!g->threshold[1]) return NOT_SUPPORTED;
-  m->celsius = (int)g->threshold[1] - (int)g->temp;
+  if (g->threshold[1]) return NOT_SUPPORTED;  // server cards have this in the place of thresholds
+  m->celsius = SERVER_LIMIT_C - (int)g->temp;
   return OK;
 }
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class KernelLogFile:
     def line(self, text: str) -> None:
         """Any line."""
         with self.path.open("a") as file:
-            file.write(f"6,1234,5678,-;{text}\n")
+            file.write(f"6,1234,{time.monotonic_ns() // 1000},-;{text}\n")
 
 
 def heat(fake: FakeNvml, index: int, temp: int = 94) -> None:

@@ -31,6 +31,7 @@ from fake_nvml.scenarios import KernelLogFile  # noqa: E402
 from until import until  # noqa: E402
 
 from daemon import process_tree, quarantine, telemetry  # noqa: E402
+from daemon.contention import LASTS_S  # noqa: E402
 from daemon.facts import Ledger  # noqa: E402
 from daemon.samples import SlotNow  # noqa: E402
 from daemon.settings import Settings  # noqa: E402
@@ -77,6 +78,20 @@ class Scene:
 
     def events(self) -> list[telemetry.GpuEvent]:
         return telemetry.events(self.rig.settings.home, self.began - 1, 2e9)
+
+    @property
+    def passed_s(self) -> float:
+        """Since the fault."""
+        return time.time() - self.began
+
+    def until_looked(self) -> None:
+        """The daemon has had a whole look at what is told by now, and has done what it would do."""
+        now = time.time()
+        until(
+            lambda: (self.rig.store.last_beat("rig") or {}).get("at", 0.0) > now,
+            within_s=WITHIN_S,
+            evidence=self.rig.evidence,
+        )
 
     def expect(self, words: str, check: Callable[[], object]) -> None:
         """Wait for it, and note how long after the fault it came."""
@@ -126,14 +141,24 @@ def foreign(scene: Scene) -> None:
     """somebody's process takes 6 GiB beside the job"""
     scenarios.foreign_process(scene.fake, scene.gpu, os.getpid(), kinds="C")
     scene.expect("process in the live view", lambda: os.getpid() in [p.pid for p in scene.slot.processes])
+    scene.expect("no new job beside it", lambda: scene.facts().slots[scene.gpu].problem)
     scene.expect_goes_on()
+    scene.expect(
+        "its memory told apart from the job's for half a minute",
+        lambda: scene.slot.foreign_memory_bytes and scene.passed_s > LASTS_S + 10,
+    )
+    scene.rig.cancel(scene.job)
+    ended = scene.rig.until_ended(scene.job)
+    used = ended.attempts[-1].usage
+    assert used.get("contended_s", 0) >= LASTS_S and "pid" in used["contended_by"], used
+    scene.seen.append((f"the job's record: {used['contended_s']:.0f} s used by others, too", 0.0))
 
 
 def xid_31(scene: Scene) -> None:
     """the job's own mistake: XID 31 with its pid in the kernel's log"""
     scene.log.xid(scene.fake, scene.gpu, 31, pid=scene.child(), text="MMU Fault")
     scene.expect("event with the job's number", lambda: any(e.job == scene.job for e in scene.events()))
-    time.sleep(2 * 1.0)  # long enough for the daemon to have done what it would do
+    scene.until_looked()
     assert scene.facts().slots[scene.gpu].problem is None
     scene.seen.append(("the GPU stays in service", 0.0))
 
@@ -190,14 +215,16 @@ def reset(scene: Scene) -> None:
 
 
 def hang(scene: Scene) -> None:
-    """the driver is wedged: every call blocks"""
+    """the driver is wedged: every call blocks; the kernel says why (XID 119) while nobody can note it"""
     first = scene.live.pid
     scenarios.hang(scene.fake)
     scene.expect("sampler told stale", lambda: scene.live.stale)
+    scene.log.xid(scene.fake, scene.gpu, 119, text="Timeout after 6s of waiting for RPC response from GPU0 GSP!")
     scene.expect_goes_on()
     scene.expect("sampler ended", lambda: first is not None and not process_tree.is_alive(first))
     scenarios.hang(scene.fake, seconds=0)
     scene.expect("driver free again: sampled anew", lambda: not scene.live.stale and scene.live.pid != first)
+    scene.expect_event("xid", 119)
 
 
 def reload(scene: Scene) -> None:
@@ -251,7 +278,6 @@ def stage(folder: Path) -> Iterator[Scene]:
         rig.until_printed(scene.job, "start 0", within_s=60)
         scene.gpu = next(n for n in range(2) if fake.uuid(n) == rig.job(scene.job).slots[0])
         fake.busy(scene.gpu)
-        time.sleep(1.5)  # the watch for XIDs begins in the second after the first look
         scene.began = time.time()
         yield scene
     finally:

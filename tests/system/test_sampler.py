@@ -214,6 +214,37 @@ def test_an_xid_while_the_watch_changes_to_other_gpus_is_not_missed(fake_nvml: M
     until(lambda: set(codes) <= set(xids(sampler, fake.uuid(0))), evidence=sampler.log)
 
 
+def test_what_the_kernel_said_while_no_sampler_could_note_it_is_noted_once(
+    fake_nvml: MakeFake, start: MakeSampler, tmp_path: Path
+) -> None:
+    fake, log = fake_nvml(["3090"]), tmp_path / "kmsg"
+
+    def say(code: int, at: float) -> None:
+        microseconds = round((time.monotonic() - time.time() + at) * 1e6)
+        with log.open("a") as file:
+            file.write(f"3,77,{microseconds},-;NVRM: Xid (PCI:0000:01:00): {code}, pid=99, name=python, Timeout\n")
+
+    log.touch()
+    hung = start(fake, "--kernel-log", str(log))
+    hung.until_state(fake.uuid(0), "ok")
+    say(31, time.time())
+    until(lambda: xids(hung, fake.uuid(0)) == [31], evidence=hung.log)
+    fake.slow("Utilization", 60_000_000)
+    at = until(lambda: (told := hung.live()).age_s and told.age_s > 1.6 and time.time())
+    say(119, at)
+    hung.process.kill()
+    hung.process.wait()
+    fake.slow("Utilization", 0)
+    following = start(fake, "--kernel-log", str(log))
+    until(lambda: 119 in xids(following, fake.uuid(0)), evidence=following.log)
+    noted = {event.code: event for event in events(tmp_path, 0, time.time()) if event.kind == "xid"}
+    assert noted[119].at == pytest.approx(at, abs=0.5) and noted[119].pid == 99
+    assert following.slot(fake.uuid(0)).state == "stale", "its firmware is silent: it is not asked"
+    say(48, time.time())
+    until(lambda: 48 in xids(following, fake.uuid(0)), evidence=following.log)
+    assert sorted(code or 0 for code in xids(following, fake.uuid(0))) == [31, 48, 119]
+
+
 @pytest.fixture
 def child() -> Iterator[int]:
     """A process that descends from the sampler's parent, as a job's do."""
