@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import (
     page,
+    page_nights,
     routes_acts,
     routes_estimate,
     routes_events,
@@ -19,6 +20,7 @@ from api import (
     routes_jobs,
     routes_login,
     routes_plan,
+    routes_report,
     routes_rig,
     routes_rigs,
     routes_runs,
@@ -31,6 +33,7 @@ from api.documents import MAX_BATCH
 from api.elsewhere import Elsewhere, HeldElsewhere
 from api.guard import Guard
 from api.hub import Hub
+from api.night_keeper import NightKeeper
 from api.problems import documented, install
 from api.sweep_views import Tables
 from daemon.facts import Ledger
@@ -60,7 +63,10 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         routes_inputs.sweep_drafts(settings.inputs)
         hub.start()
+        keeper = NightKeeper(app.state.context)
+        keeper.start()
         yield
+        keeper.close()
         hub.close()
         await run_in_threadpool(hub.join)
         elsewhere.close()
@@ -95,6 +101,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         routes_events,
         routes_inputs,
         routes_plan,
+        routes_report,
         routes_rig,
         routes_rigs,
         routes_login,
@@ -104,6 +111,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     app.include_router(routes_rig.health)
     app.include_router(routes_telemetry.prometheus)
     app.include_router(page.router)
+    app.include_router(page_nights.router)
     app.include_router(routes_acts.router)
     # the last one added is the first one asked
     app.add_middleware(Authenticated, keys=keys, other_rig=elsewhere.admits)

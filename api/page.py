@@ -44,6 +44,7 @@ STATIC = {
     "overnight.css": "text/css; charset=utf-8",
     "overnight.js": "text/javascript; charset=utf-8",
     "login.js": "text/javascript; charset=utf-8",
+    "report.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 FOREVER = "public, max-age=31536000, immutable"
@@ -320,9 +321,13 @@ def _sweep_page(template: str, rig: Context, sweep_id: str) -> Response:
 # -- rendering ----------------------------------------------------------------------------------------------------------------
 
 
-def _page(template: str, rig: Context, status: int = 200, **values: Any) -> HTMLResponse:
+def render(template: str, rig: Context, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page. Those that have a module of their own make theirs with this."""
     text = _templates().get_template(template).render(settings=rig.settings, zone=rig.settings.zone, **values)
     return HTMLResponse(text, status)
+
+
+_page = render
 
 
 @cache
