@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from api import (
     page,
     page_gpus,
+    page_nights,
     page_plan,
     page_settings,
     page_submit,
@@ -24,6 +25,7 @@ from api import (
     routes_login,
     routes_plan,
     routes_repeat,
+    routes_report,
     routes_rig,
     routes_rigs,
     routes_runs,
@@ -36,6 +38,7 @@ from api.documents import MAX_BATCH
 from api.elsewhere import Elsewhere, HeldElsewhere
 from api.guard import Guard
 from api.hub import Hub
+from api.night_keeper import NightKeeper
 from api.problems import documented, install
 from api.sweep_views import Tables
 from daemon.facts import Ledger
@@ -65,7 +68,10 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         routes_inputs.sweep_drafts(settings.inputs)
         hub.start()
+        keeper = NightKeeper(app.state.context)
+        keeper.start()
         yield
+        keeper.close()
         hub.close()
         await run_in_threadpool(hub.join)
         elsewhere.close()
@@ -101,6 +107,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         routes_events,
         routes_inputs,
         routes_plan,
+        routes_report,
         routes_rig,
         routes_rigs,
         routes_login,
@@ -110,7 +117,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     app.include_router(routes_rig.health)
     app.include_router(routes_telemetry.prometheus)
     app.include_router(page.router)
-    for pages in (page_gpus, page_plan, page_settings, page_submit):
+    for pages in (page_gpus, page_nights, page_plan, page_settings, page_submit):
         app.include_router(pages.router)
     app.include_router(routes_acts.router)
     # the last one added is the first one asked

@@ -248,6 +248,11 @@ class Client:
         """When one job is expected to start and end. Asked once: an answer that does not come is not missed."""
         return self._json("GET", f"/jobs/{_part(job_id)}/plan", once=True, timeout=_timeout(timeout_s))
 
+    def report(self, *, night: str = "", since: str = "", format: str = "json") -> bytes:
+        """What happened in a night, by the date of its evening, or since a moment: json, html, md or text."""
+        asked = {"night": night, "since": since, "format": format}
+        return self._call("GET", "/report", params={name: value for name, value in asked.items() if value}).content
+
     def resume(self, gpu: str = "") -> Json:
         """Start jobs again, on one GPU or on the whole rig."""
         return self._json("POST", f"/gpus/{_part(gpu)}/resume" if gpu else "/rig/resume")

@@ -31,12 +31,17 @@ CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+CSP_NAME = b"content-security-policy"
 HEADERS = (
-    (b"content-security-policy", CSP.encode()),
+    (CSP_NAME, CSP.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
+)
+#: A file of ours may bring a policy of its own that allows less: one style sheet by its hash, and no script.
+STATIC_POLICY = re.compile(
+    rb"default-src 'none'; style-src 'sha256-[A-Za-z0-9+/=]{44}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 NO_STORE = (b"cache-control", b"no-store")
 #: An answer with one of these says by itself how it may be kept (static files).
@@ -105,7 +110,12 @@ class _Answer:
             headers = [*message.get("headers", ())]
             names = {name.lower() for name, _ in headers}
             own = HEADERS if names & CACHED_BY else (*HEADERS, NO_STORE)
-            message = {**message, "headers": [*(h for h in headers if h[0].lower() not in dict(HEADERS)), *own]}
+            policies = [value for name, value in headers if name.lower() == CSP_NAME]
+            if len(policies) == 1 and STATIC_POLICY.fullmatch(policies[0]):
+                kept = [(CSP_NAME, policies[0]), *(header for header in own if header[0] != CSP_NAME)]
+            else:
+                kept = [*own]
+            message = {**message, "headers": [*(h for h in headers if h[0].lower() not in dict(HEADERS)), *kept]}
         await self._send(message)
 
 

@@ -49,6 +49,7 @@ STATIC = {
     "submit.css": "text/css; charset=utf-8",
     "submit.js": "text/javascript; charset=utf-8",
     "settings.css": "text/css; charset=utf-8",
+    "report.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 FOREVER = "public, max-age=31536000, immutable"
@@ -339,13 +340,12 @@ def frame(rig: Context) -> dict[str, Any]:
 
 
 def render(template: str, rig: Context, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page of another router."""
-    return _page(template, rig, status, **values)
-
-
-def _page(template: str, rig: Context, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page. Those that have a module of their own make theirs with this."""
     text = _templates().get_template(template).render(settings=rig.settings, zone=rig.settings.zone, **values)
     return HTMLResponse(text, status)
+
+
+_page = render
 
 
 @cache

@@ -31,6 +31,7 @@ KNOWN = {
     403: ("forbidden", "Refused"),
     404: ("not-found", "Not found"),
     405: ("method-not-allowed", "This cannot be done here"),
+    406: ("not-acceptable", "Not in this form"),
     409: ("conflict", "Not in the job's present state"),
     411: ("length-required", "The length is missing"),
     412: ("changed-meanwhile", "Changed by somebody else meanwhile"),

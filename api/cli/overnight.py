@@ -10,6 +10,7 @@ from api.cli.doctor import doctor
 from api.cli.fit import fit
 from api.cli.plan import plan
 from api.cli.pull import pull
+from api.cli.report import report
 from api.cli.rerun import rerun
 from api.cli.rigs import rigs
 from api.cli.session import Commands
@@ -24,7 +25,7 @@ def overnight() -> None:
 
 
 _LISTED = (*rig_commands.COMMANDS, *job_commands.COMMANDS, *queue_commands.COMMANDS, *sweep_commands.COMMANDS)
-for _command in (*_LISTED, pull, rerun, plan, fit, doctor, demo, top, telemetry, rigs):
+for _command in (*_LISTED, pull, rerun, plan, report, fit, doctor, demo, top, telemetry, rigs):
     overnight.add_command(_command)
 
 

@@ -8,7 +8,8 @@
 import logging
 import os
 from collections.abc import Iterator
-from datetime import date
+from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -39,6 +40,30 @@ def read_night(home: Path, day: date) -> Night | None:
         log.warning(
             "%s is of another version (%d errors); it is made anew", report_path(home, day), error.error_count()
         )
+        return None
+
+
+@dataclass(frozen=True)
+class KeptMark:
+    """A kept night in brief, as a list of nights shows it."""
+
+    date: str
+    made_at: float
+    over: bool
+    colour: str
+    sentence: str
+
+
+def read_mark(home: Path, day: date) -> KeptMark | None:
+    """A kept night in brief; None when there is none, or none that can be read."""
+    record = read_json(report_path(home, day))
+    try:
+        if record is None:
+            return None
+        made_at = datetime.fromisoformat(record["made_at"]).timestamp()
+        said = record["verdict"]
+        return KeptMark(day.isoformat(), made_at, record["over"] is True, str(said["colour"]), str(said["sentence"]))
+    except (KeyError, TypeError, ValueError):
         return None
 
 

@@ -41,9 +41,7 @@ def named(day: date, windows: Windows, zone: ZoneInfo, now: float, first_start: 
 
 def last(windows: Windows, zone: ZoneInfo, now: float, first_start: FirstStart, *, visit: float | None = None) -> Span:
     """The night that is going on or was last, up to now. `visit`: from there, where no window and no start says more."""
-    day = date_of(now, zone)
-    if now < _begins(day, windows, zone):
-        day -= timedelta(days=1)
+    day = last_date(windows, zone, now)
     found = named(day, windows, zone, now, first_start)
     if visit is not None and found.began_by == "evening" and visit < now:
         return Span(day, visit, now, False, "visit")
@@ -53,6 +51,12 @@ def last(windows: Windows, zone: ZoneInfo, now: float, first_start: FirstStart, 
 def given(since: float, until: float, zone: ZoneInfo, now: float) -> Span:
     """Any hours; their date is that of the evening before their end."""
     return Span(date_of(min(until, now) - 1, zone), since, min(until, now), now >= until, "given")
+
+
+def last_date(windows: Windows, zone: ZoneInfo, now: float) -> date:
+    """The date of the night that goes on or was last."""
+    day = date_of(now, zone)
+    return day if now >= begins(day, windows, zone) else day - timedelta(days=1)
 
 
 def date_of(moment: float, zone: ZoneInfo) -> date:
@@ -78,7 +82,8 @@ def openings(windows: Windows, zone: ZoneInfo, start: float, end: float) -> Iter
             moment = windows.opens_at(moment, zone) or end
 
 
-def _begins(day: date, windows: Windows, zone: ZoneInfo) -> float:
+def begins(day: date, windows: Windows, zone: ZoneInfo) -> float:
+    """When a date's night can begin at the earliest: at its window's opening, or at 18:00."""
     opening = _opening(day, windows, zone)
     return at(day, EVENING, zone) if opening is None else opening[0]
 
