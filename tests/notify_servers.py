@@ -127,13 +127,22 @@ def _quietly(serve: Callable[[socket.socket], None], connection: socket.socket) 
         return  # the client has gone, which some tests want
 
 
-def _talk(connection: socket.socket, found: Post, context: ssl.SSLContext | None, security: str, secure: bool) -> None:
+def _talk(
+    connection: socket.socket,
+    found: Post,
+    context: ssl.SSLContext | None,
+    security: str,
+    secure: bool,
+    *,
+    greets: bool = True,
+) -> None:
     reader = connection.makefile("rb")
 
     def say(text: str) -> None:
         connection.sendall(text.encode() + b"\r\n")
 
-    say("220 test")
+    if greets:
+        say("220 test")
     while command := reader.readline().decode().strip():
         verb = command.split()[0].upper()
         if verb == "EHLO":
@@ -143,8 +152,9 @@ def _talk(connection: socket.socket, found: Post, context: ssl.SSLContext | None
         elif verb == "STARTTLS":
             assert context is not None
             say("220 go on")
-            connection = context.wrap_socket(connection, server_side=True)
-            reader, secure = connection.makefile("rb"), True
+            with context.wrap_socket(connection, server_side=True) as inside:
+                _talk(inside, found, context, security, True, greets=False)
+            return
         elif verb == "AUTH":
             _, user, password = base64.b64decode(command.split()[2]).decode().split("\0")
             found.logins.append((user, password))

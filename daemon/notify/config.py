@@ -20,6 +20,9 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 #: Whoever knows a topic's name there can read along, unless a token guards it.
 PUBLIC_NTFY = ("ntfy.sh", "www.ntfy.sh")
 
+#: The API keeps the night's report as a file, and looks twice a minute whether it is time.
+REPORT_FILE_S = 90.0
+
 Sends = Literal["report", "urgent", "job"]
 
 
@@ -88,6 +91,11 @@ class Channel(BaseModel):
         return True
 
     @property
+    def report_after_s(self) -> float:
+        """How long a report waits for the file that goes with it."""
+        return 0.0
+
+    @property
     def tells_names(self) -> bool:
         return self.names
 
@@ -126,6 +134,11 @@ class Email(Channel):
     password: Secret | None = None
     sender: str = Field("", max_length=320)
     to: tuple[str, ...] = Field(min_length=1, max_length=16)
+    attach: bool = Field(True, description="The report comes with its page as one HTML file.")
+
+    @property
+    def report_after_s(self) -> float:
+        return REPORT_FILE_S if self.attach else 0.0
 
     @property
     def short(self) -> bool:

@@ -62,6 +62,8 @@ class Report:
     needs_you: bool = False
     long_text: str = ""
     bare_text: str = ""
+    #: The date of its evening; "" when it has none.
+    date: str = ""
 
 
 #: From since when until when; None: nothing has happened.
@@ -314,7 +316,7 @@ def _report(seen: Seen, memory: Memory, rules: Rules, night: Night) -> tuple[lis
     memory = replace(memory, reported_at=now, worked=bool(seen.running))
     if found is None:
         return [], memory
-    return [_report_message(found, now, rules)], replace(memory, sent_at=now)
+    return [_report_message(found, now)], replace(memory, sent_at=now)
 
 
 def _report_is_due(now: float, memory: Memory, rules: Rules) -> bool:
@@ -332,8 +334,7 @@ def last_time(clock: str, now: float, zone: ZoneInfo) -> float:
     return today.timestamp() if today.timestamp() <= now else (today - timedelta(days=1)).timestamp()
 
 
-def _report_message(report: Report, now: float, rules: Rules) -> Message:
-    day = datetime.fromtimestamp(now, rules.zone).date().isoformat()
+def _report_message(report: Report, now: float) -> Message:
     return Message(
         key=f"report:{now:.0f}",
         kind=Kind.REPORT,
@@ -344,6 +345,6 @@ def _report_message(report: Report, now: float, rules: Rules) -> Message:
         at=now,
         priority=4 if report.needs_you else 3,
         tags=("warning",) if report.needs_you else ("crescent_moon",),
-        path="/",
-        data={"night": day, "needs_you": report.needs_you},
+        path=f"/nights/{report.date}" if report.date else "/",
+        data={"night": report.date or None, "needs_you": report.needs_you},
     )

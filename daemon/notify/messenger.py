@@ -218,7 +218,7 @@ class Messenger:
             log.error("how a ping of %s went cannot be noted: %s", line_.name, problem)
 
     def _sending(self, secrets: Mapping[str, str]) -> Sending:
-        return Sending(self._settings.rig, page_of(self._settings), self._now(), secrets)
+        return Sending(self._settings.rig, page_of(self._settings), self._now(), secrets, self._settings.home)
 
     def _secrets(self) -> dict[str, str]:
         """Read for each message: one that was mended counts at once."""

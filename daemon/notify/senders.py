@@ -17,12 +17,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+from daemon.night.kept import report_path
 from daemon.notify.addresses import connect, within
 from daemon.notify.config import Apprise, Channel, Email, Ntfy, Ping, Webhook, opened
 from daemon.notify.message import EVENT, Kind, Message, line
@@ -30,6 +32,8 @@ from daemon.notify.outbox import Delivery
 
 HTTP_TIMEOUT_S, MAIL_TIMEOUT_S, APPRISE_TIMEOUT_S = 10.0, 30.0, 60.0
 ANSWER_BYTES = 4_096
+#: Larger pages are not mailed, nor those that were made before the night was over.
+ATTACHED_BYTES, FRESH_S = 5_000_000, 900.0
 USER_AGENT = "overnight"
 PORTS = {"starttls": 587, "ssl": 465, "none": 25}
 #: A key of Standard Webhooks: 24 to 64 bytes.
@@ -53,6 +57,8 @@ class Sending:
     page: str
     now: float
     secrets: Mapping[str, str]
+    #: The rig's home, for the file that goes with a report.
+    home: Path | None = None
 
     def link(self, message: Message) -> str:
         """The page that the message is about."""
@@ -148,7 +154,23 @@ def mail_of(delivery: Delivery, channel: Email, sending: Sending) -> EmailMessag
         mail["Importance"] = "high"
     link = sending.link(delivery.message)
     mail.set_content(f"{text}\n{f'{chr(10)}{link}{chr(10)}' if link else ''}")
+    if channel.attach and channel.tells_names and (page := _report_page(delivery.message, sending.home)):
+        mail.add_attachment(page, subtype="html", filename=f"overnight-{delivery.message.data['night']}.html")
     return mail
+
+
+def _report_page(message: Message, home: Path | None) -> str | None:
+    """The night's page as it was kept for this report; None when it was not."""
+    day = message.data.get("night")
+    if message.kind is not Kind.REPORT or home is None or not day:
+        return None
+    path = report_path(home, date.fromisoformat(str(day)), "html")
+    try:
+        facts = path.stat()
+        usable = facts.st_size <= ATTACHED_BYTES and facts.st_mtime >= message.at - FRESH_S
+        return path.read_text(encoding="utf-8") if usable else None
+    except OSError:
+        return None  # no page was kept: the mail says the night in words
 
 
 # -- webhooks ---------------------------------------------------------------------------------------------------------------

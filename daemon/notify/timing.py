@@ -29,7 +29,7 @@ def choose(waiting: Sequence[Delivery], channel: Channel, pace: Pace, *, last_se
 
     A test goes at once. One that was tried before goes by itself: it may have arrived, and its id says so.
     """
-    due = [delivery for delivery in waiting if delivery.next_at <= now]
+    due = [delivery for delivery in waiting if _is_due(delivery, channel, now)]
     if tests := [delivery for delivery in due if delivery.message.kind is Kind.TEST]:
         return tests[:1]
     if channel.quiet and pace.is_quiet(now):
@@ -42,3 +42,8 @@ def choose(waiting: Sequence[Delivery], channel: Channel, pace: Pace, *, last_se
     if last_sent_at is not None and 0 <= now - last_sent_at < pace.gap_s:
         return ()
     return fresh
+
+
+def _is_due(delivery: Delivery, channel: Channel, now: float) -> bool:
+    after_s = channel.report_after_s if delivery.message.kind is Kind.REPORT else 0.0
+    return max(delivery.next_at, delivery.message.at + after_s) <= now

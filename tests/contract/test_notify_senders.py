@@ -160,6 +160,23 @@ def test_a_mail_has_the_whole_text_the_link_and_a_message_id_that_stays() -> Non
     assert (first["Auto-Submitted"], first["Importance"]) == ("auto-generated", "high")
 
 
+def test_a_report_comes_with_its_page_where_one_was_kept_for_it(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    (page := tmp_path / "reports" / "2026-11-24.html").write_text("<title>Größe</title>")
+    report = replace(MESSAGE, kind=Kind.REPORT, at=page.stat().st_mtime, data={"night": "2026-11-24"})
+    channel, here = Email(kind="email", host="mail", to=("me@example.org",)), sending(home=tmp_path)
+
+    def attached(message: Message, channel: Email = channel) -> list[Any]:
+        return list(senders.mail_of(Delivery("msg_1", "mail", message), channel, here).iter_attachments())
+
+    [part] = attached(report)
+    assert (part.get_filename(), part.get_content().strip()) == ("overnight-2026-11-24.html", "<title>Größe</title>")
+    assert attached(replace(report, at=report.at + 3600)) == [], "made long before: not this report's"
+    assert attached(replace(report, data={"night": "2026-11-23"})) == []
+    assert attached(report, channel.model_copy(update={"attach": False})) == []
+    assert attached(report, channel.model_copy(update={"names": False})) == []
+
+
 @pytest.mark.parametrize("security", ["starttls", "ssl"])
 def test_a_mail_goes_encrypted_and_with_its_password(trusted: Any, security: str) -> None:
     with post(trusted, security=security) as server:

@@ -243,6 +243,15 @@ def test_a_report_waits_for_no_pause_and_is_not_put_together_with_others() -> No
     assert [d.id for d in choose(waiting, PHONE, pace(), last_sent_at=UTC_NOON, now=UTC_NOON + 1)] == ["r"]
 
 
+def test_a_mailed_report_waits_for_its_page_and_nothing_else_does() -> None:
+    mail = Email(kind="email", host="mail.example", to=("me@example.org",))
+    report = Delivery("r", "mail", message("r", Kind.REPORT, at=UTC_NOON))
+    assert not choose([report], mail, pace(), last_sent_at=None, now=UTC_NOON + 89)
+    assert choose([report], mail, pace(), last_sent_at=None, now=UTC_NOON + 90) == [report]
+    assert choose([report], PHONE, pace(), last_sent_at=None, now=UTC_NOON) == [report]
+    assert choose([report], mail.model_copy(update={"attach": False}), pace(), last_sent_at=None, now=UTC_NOON)
+
+
 def test_a_program_gets_every_message_by_itself_and_at_any_hour() -> None:
     waiting = [delivery("a"), delivery("b")]
     assert [d.id for d in choose(waiting, HOOK, pace("00:00-06:00"), last_sent_at=UTC_NIGHT, now=UTC_NIGHT + 1)] == [
