@@ -23,6 +23,7 @@ from api import (
     routes_inputs,
     routes_jobs,
     routes_login,
+    routes_notify,
     routes_plan,
     routes_repeat,
     routes_report,
@@ -110,6 +111,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         routes_report,
         routes_rig,
         routes_rigs,
+        routes_notify,
         routes_login,
         routes_telemetry,
     ):

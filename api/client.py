@@ -277,6 +277,14 @@ class Client:
         """Take a rig that will not come back out of the queue."""
         self._call("DELETE", f"/rigs/{_part(name)}")
 
+    def notify(self, *, limit: int = 20) -> Json:
+        """Where messages go and how that gets on; so many of the newest messages."""
+        return self._json("GET", "/notify", params={"limit": limit})
+
+    def test_notify(self, channel: str | None = None) -> Json:
+        """Send a test to every channel, or to one: `{"id", "channels"}`; `notify` tells how it went."""
+        return self._json("POST", "/notify/test", json={"channel": channel} if channel else {})
+
     def is_ready(self) -> bool:
         """Whether the rig can accept and run jobs now."""
         try:

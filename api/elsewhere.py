@@ -56,6 +56,7 @@ NO_MATTER = frozenset(
         "window",
         "max_runtime_s",
         "max_attempts",
+        "notify",
         "learning_rate",
         "seed",
     )

@@ -20,6 +20,7 @@ from api.wording import age, clock, count, number
 from daemon import telemetry
 from daemon.explain import explain
 from daemon.facts import Ledger
+from daemon.notify import status as messages
 from daemon.plan import Facts, SlotFacts
 from daemon.quarantine import OUT_OF_SERVICE
 from daemon.samples import SlotNow
@@ -140,6 +141,7 @@ def heart(snap: Snapshot) -> Heart:
 def banners(snap: Snapshot) -> list[Banner]:
     """What is not as it should be, and what explains an idle rig. The worst first."""
     found = [*_queue_banners(snap), *_process_banners(snap.beat), *_telemetry_banners(snap.live, snap.settings.home)]
+    found += _message_banners(snap)
     return [*found, *_closed_banners(snap.facts)] if snap.facts else found
 
 
@@ -262,6 +264,16 @@ def _telemetry_banners(live: Live, home: Path) -> Iterable[Banner]:
         yield Banner("info", "No NVIDIA driver: CPU slots, sampled with psutil.", _without_repetition(live.problem))
     elif live.age_s is not None and live.problem:
         yield Banner("warn", live.problem)
+
+
+def _message_banners(snap: Snapshot) -> Iterable[Banner]:
+    for name, health in messages.failing_long(snap.settings, now=snap.now):
+        since = clock(health.failing_since or snap.now, snap.now, snap.settings.zone)
+        yield Banner(
+            "warn",
+            f"Messages to {name} have been failing since {since}.",
+            f"The last time: {health.last_error}. Try it with: overnight notify test {name}",
+        )
 
 
 def _without_repetition(problem: str | None) -> str:

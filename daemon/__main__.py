@@ -148,7 +148,7 @@ def reconcile(settings: Settings, store: Store, slots: tuple[Slot, ...]) -> int:
 
 def publish(settings: Settings, store: Store, slots: tuple[Slot, ...], problem: str | None) -> None:
     """Tell the API what this rig is."""
-    shown = settings.model_dump(mode="json", exclude={"redis_url"})
+    shown = settings.model_dump(mode="json", exclude={"redis_url"})  # channels' addresses are masked in it
     facts: dict[str, Any] = {"slots": [slot.to_json() for slot in slots], "problem": problem, "settings": shown}
     store.describe_rig(settings.rig, {**facts, "started_at": time.time()})
     if settings.redis_url is not None:
@@ -166,6 +166,8 @@ def staff(settings: Settings, slots: tuple[Slot, ...], *, in_a_hurry: bool) -> S
     extra += ["--upgrade-check-s", str(settings.upgrade_check_s)]
     extra += ["--kernel-log", str(settings.kernel_log)] if settings.kernel_log else []
     supervisor.add("sampler", ["daemon.sampler", "--home", str(settings.home), *extra])
+    if settings.notify:
+        supervisor.add("messages", ["daemon.notify"])
     return supervisor
 
 
@@ -173,7 +175,7 @@ def close(settings: Settings, supervisor: Supervisor, server: Server | None, sto
     """Stop everything, the queue last."""
     names = list(supervisor.processes)
     supervisor.stop([name for name in names if name.startswith(WORKER)])
-    supervisor.stop(["api", "sampler"])
+    supervisor.stop(["api", "sampler", "messages"])
     kill_marked(MARK, mark(settings))
     if settings.redis_url is not None:
         try:

@@ -22,7 +22,7 @@ STEPS_APART = 1.3
 OVERRUN_BASE, OVERRUN_GROWTH = 0.05, 0.5
 #: Fields that change neither time nor memory.
 NO_MATTER = frozenset({
-    "name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "vram_gib", "seed", "retries",
+    "name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "vram_gib", "seed", "retries", "notify",
     "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type", "temperature", "top_p", "secrets", "logging_steps",
 })  # fmt: skip
 #: Fields that decide what one step costs.

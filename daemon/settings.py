@@ -24,6 +24,7 @@ from pydantic import (  # fmt: skip
     field_validator,
 )
 
+from daemon.notify.config import Channels
 from daemon.tariff import Tariff
 from daemon.window import Windows
 from jobs.home import default_home
@@ -102,6 +103,11 @@ class Settings(BaseModel):
     kernel_log: Path | None = Field(None, description="Where the kernel's messages are read; /dev/kmsg or the journal when unset.")  # fmt: skip
     upgrade_check_s: PositiveFloat = Field(60.0, description="How often the sampler looks whether the driver was replaced under it.")  # fmt: skip
     check_gpu: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="Your own check of a GPU that had a fault: a command that exits with 0 when it is well.")  # fmt: skip
+    notify: Annotated[Channels, BeforeValidator(_json)] = Field({}, description="Where messages go: a table for each channel (docs/messages.md).")  # fmt: skip
+    notify_report: str = Field("07:00", pattern=r"^(|queue_end|([01][0-9]|2[0-3]):[0-5][0-9])$", description='When the report goes out: an hour, or "queue_end"; empty: never.')  # fmt: skip
+    notify_jobs: Literal["never", "failure", "end"] = Field("never", description="Whether a job that does not say so itself has a message of its own.")  # fmt: skip
+    notify_quiet: str = Field("", description='Hours without messages: "23:00-06:30". They come together afterwards.')
+    notify_gap_s: float = Field(300.0, ge=0, description="From one push to the next; what comes in between is put together.")  # fmt: skip
     metrics_dcgm: bool = Field(False, description="/metrics has DCGM's names, too: for dashboards made for dcgm-exporter.")  # fmt: skip
 
     @field_validator("home", "redis_server", "kernel_log", mode="after")
@@ -119,6 +125,12 @@ class Settings(BaseModel):
     def _window_is_readable(cls, window: Any) -> Any:
         Windows.parse(window)
         return window
+
+    @field_validator("notify_quiet", mode="after")
+    @classmethod
+    def _quiet_is_readable(cls, quiet: str) -> str:
+        Windows.parse(quiet)
+        return quiet
 
     @field_validator("timezone", mode="after")
     @classmethod

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from daemon.notify import config as notify_config
 from daemon.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
@@ -182,6 +183,8 @@ def as_environment(settings: Settings) -> dict[str, str]:
             continue  # a list or a table can only come from config.toml, which every process reads
         if name == "tariff":
             value = json.dumps(value)
+        if name == "notify":
+            value = json.dumps(notify_config.plain(settings.notify))
         if isinstance(value, Mapping):
             continue
         if isinstance(value, tuple):

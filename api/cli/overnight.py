@@ -8,6 +8,7 @@ from api.cli import job_commands, queue_commands, rig_commands, sweep_commands
 from api.cli.demo import demo
 from api.cli.doctor import doctor
 from api.cli.fit import fit
+from api.cli.notify import notify
 from api.cli.plan import plan
 from api.cli.pull import pull
 from api.cli.report import report
@@ -25,7 +26,8 @@ def overnight() -> None:
 
 
 _LISTED = (*rig_commands.COMMANDS, *job_commands.COMMANDS, *queue_commands.COMMANDS, *sweep_commands.COMMANDS)
-for _command in (*_LISTED, pull, rerun, plan, report, fit, doctor, demo, top, telemetry, rigs):
+_OTHERS = (pull, rerun, plan, report, fit, doctor, demo, top, telemetry, rigs, notify)
+for _command in (*_LISTED, *_OTHERS):
     overnight.add_command(_command)
 
 

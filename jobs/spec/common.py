@@ -81,6 +81,7 @@ class JobSpec(Document):
     not_before: Moment | None = Field(None, description="Not before this moment (ISO 8601 with offset).")
     window: Literal["night", "any"] = Field("night", description="night: only inside the rig's window; any: always.")
     max_runtime_s: PositiveFloat | None = Field(None, description="Longest time that one attempt may take, seconds.")
+    notify: Literal["never", "failure", "end"] | None = Field(None, description="A message when it has failed, or at any end; as the rig is set when left out.")  # fmt: skip
     max_attempts: int = Field(3, ge=1, le=100, description="How often it is tried when an attempt is lost.")
 
     @property
