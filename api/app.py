@@ -12,7 +12,12 @@ from starlette.concurrency import run_in_threadpool
 
 from api import (
     page,
+    page_compare,
+    page_job,
+    page_jobs,
+    page_sweep,
     routes_acts,
+    routes_compare,
     routes_estimate,
     routes_events,
     routes_inputs,
@@ -90,6 +95,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     for routes in (
         routes_jobs,
         routes_sweeps,
+        routes_compare,
         routes_estimate,
         routes_runs,
         routes_events,
@@ -104,6 +110,8 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     app.include_router(routes_rig.health)
     app.include_router(routes_telemetry.prometheus)
     app.include_router(page.router)
+    for pages in (page_jobs, page_job, page_sweep, page_compare):
+        app.include_router(pages.router)
     app.include_router(routes_acts.router)
     # the last one added is the first one asked
     app.add_middleware(Authenticated, keys=keys, other_rig=elsewhere.admits)
