@@ -12,12 +12,17 @@ from starlette.concurrency import run_in_threadpool
 
 from api import (
     page,
+    page_compare,
     page_gpus,
+    page_job,
+    page_jobs,
     page_nights,
     page_plan,
     page_settings,
     page_submit,
+    page_sweep,
     routes_acts,
+    routes_compare,
     routes_estimate,
     routes_events,
     routes_inputs,
@@ -102,6 +107,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     for routes in (
         routes_jobs,
         routes_sweeps,
+        routes_compare,
         routes_estimate,
         routes_runs,
         routes_repeat,
@@ -119,7 +125,9 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     app.include_router(routes_rig.health)
     app.include_router(routes_telemetry.prometheus)
     app.include_router(page.router)
-    for pages in (page_gpus, page_nights, page_plan, page_settings, page_submit):
+    for pages in (
+        page_jobs, page_job, page_sweep, page_compare, page_gpus, page_nights, page_plan, page_settings, page_submit,
+    ):  # fmt: skip
         app.include_router(pages.router)
     app.include_router(routes_acts.router)
     # the last one added is the first one asked

@@ -125,6 +125,11 @@ class Client:
         """Delete an ended job and its run folder."""
         self._call("DELETE", f"/jobs/{_part(job_id)}")
 
+    def compare(self, job_ids: Sequence[str], *, baseline: str = "") -> Json:
+        """2 to 5 runs beside each other, the baseline (or the first one) first: `runs`, `fields`, `metrics`, `costs`."""
+        params = {"ids": ",".join(job_ids), **({"baseline": baseline} if baseline else {})}
+        return self._json("GET", "/compare", params=params)
+
     # -- sweeps -----------------------------------------------------------------------------------------------------
 
     def sweeps(self, **filters: Any) -> Json:

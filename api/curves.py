@@ -18,7 +18,9 @@ from jobs.metrics import is_finite
 from jobs.rundir import RunDir
 
 #: Fields of a line that are no measurement.
-NOT_METRICS = frozenset({"step", "epoch", "time"})
+NOT_METRICS = frozenset({"step", "epoch"})
+#: A line's moment is no metric either, but tells where an attempt began.
+TIME = "time"
 MOST_CURVES = 24
 #: Beyond this a curve keeps every second of its points.
 MOST_KEPT = 20_000
@@ -58,7 +60,13 @@ class Curves:
         """Every metric as (step, value) in the order of steps. Of a step that was done twice, the last counts."""
         with self._lock:
             known = self._follow(folder)
-            return {name: sorted(values.items()) for name, values in known.values.items()} if known else {}
+            return _sorted(known.values) if known else {}
+
+    def times(self, folder: RunDir) -> Curve:
+        """When each step was told, as (step, epoch seconds); as far as `read` has come."""
+        with self._lock:
+            known = self._files.get(folder.metrics)
+            return sorted(known.values.get(TIME, {}).items()) if known else []
 
     def _follow(self, folder: RunDir) -> _Followed | None:
         path = folder.metrics
@@ -83,10 +91,23 @@ class Curves:
 
 def curves_of(rows: Iterable[object]) -> dict[str, Curve]:
     """The same of rows that another rig has read."""
+    return _sorted(_noted(rows))
+
+
+def times_of(rows: Iterable[object]) -> Curve:
+    """When each of their steps was told."""
+    return sorted(_noted(rows).get(TIME, {}).items())
+
+
+def _noted(rows: Iterable[object]) -> dict[str, dict[float, float]]:
     values: dict[str, dict[float, float]] = {}
     for row in rows:
         _note(values, row)
-    return {name: sorted(points.items()) for name, points in values.items()}
+    return values
+
+
+def _sorted(values: Mapping[str, Mapping[float, float]]) -> dict[str, Curve]:
+    return {name: sorted(points.items()) for name, points in values.items() if name != TIME}
 
 
 def _read_on(file: IO[bytes], known: _Followed) -> None:
@@ -110,7 +131,7 @@ def _note(values: dict[str, dict[float, float]], line: object) -> None:
     if "step" not in numbers:
         return
     for name, value in numbers.items():
-        if name in NOT_METRICS or (name not in values and len(values) >= MOST_CURVES):
+        if name in NOT_METRICS or (name not in values and name != TIME and len(values) > MOST_CURVES):
             continue
         curve = values.setdefault(name, {})
         curve[numbers["step"]] = value
@@ -137,10 +158,11 @@ def lines_of(text: str, *, cut: bool = False) -> list[str]:
     lines = text.removesuffix("\n").split("\n") if text else []
     if cut and len(lines) > 1:
         del lines[0]
-    return [_plain(line) for line in lines[-TAIL_LINES:]]
+    return [plain(line) for line in lines[-TAIL_LINES:]]
 
 
-def _plain(line: str) -> str:
+def plain(line: str) -> str:
+    """A line of a log as somebody reads it: without what a progress bar overwrote, without colours and controls."""
     shown = line.rstrip("\r").rpartition("\r")[2]
     clean = UNPRINTABLE.sub("", ESCAPE.sub("", shown))
     return clean if len(clean) <= LINE_CHARACTERS else clean[:LINE_CHARACTERS] + " …"

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from api.context import Context
-from api.curves import TAIL_LINES, Curve, File, curves_of, lines_of, listed
+from api.curves import TAIL_LINES, Curve, File, curves_of, lines_of, listed, times_of
 from api.elsewhere import away
 from api.files import Found
 from jobs.model import Job
@@ -19,6 +19,7 @@ class Glance:
     rig: str
     problem: str | None = None
     curves: dict[str, Curve] = field(default_factory=dict)
+    times: Curve = ()
     log: list[str] = field(default_factory=list)
     files: list[File] = field(default_factory=list)
     more_files: bool = False
@@ -40,7 +41,7 @@ def glance(rig: Context, job: Job) -> Glance | None:
     told: dict[str, Any] = files.json() if files is not None else {"files": [], "truncated": False}
     found = [Found(str(f["path"]), int(f["size_bytes"]), 0.0) for f in told["files"]]
     shown, more = listed(found, bool(told["truncated"]))
-    return Glance(holder, None, curves_of(rows), lines_of(log.text), shown, more)
+    return Glance(holder, None, curves_of(rows), times_of(rows), lines_of(log.text), shown, more)
 
 
 def _came(answer: httpx.Response | None) -> bool:

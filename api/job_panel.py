@@ -1,11 +1,9 @@
 """What a job's page shows: the verdict, attempts, curves, telemetry, parameters, and the command that repeats it."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from pydantic import BaseModel
 
 from api.curves import Curve, charted
 from api.panels import names
@@ -15,9 +13,9 @@ from daemon import telemetry
 from daemon.explain import explain
 from daemon.plan import Facts
 from daemon.settings import Settings
+from jobs.differences import defaults, flat
 from jobs.metrics import is_finite
 from jobs.model import Attempt, Cause, End, Job, Outcome, State
-from jobs.spec import KINDS
 
 #: Flags that differ from their field's name (api.cli.flags); a test holds them together.
 FLAGS = {"tags": "--tag", "max_runtime_s": "--max-runtime"}
@@ -48,6 +46,8 @@ class Parameter:
     value: str
     was: str | None
     given: bool
+    #: What it is in the base of the job's sweep, where that is something else.
+    base: str = ""
 
 
 def verdict(job: Job, facts: Facts | None, settings: Settings, now: float) -> str:
@@ -68,39 +68,30 @@ def verdict(job: Job, facts: Facts | None, settings: Settings, now: float) -> st
             return "Cancelled" + (f" after {duration(_took_s(job, now))}." if job.started_at else " before it ran.")
 
 
-def loss_panel(curves: Mapping[str, Curve]) -> Panel | None:
-    """The loss, and the evaluations as dots on a line of their own."""
-    loss, evals = curves.get("loss", ()), curves.get("eval_loss", ())
-    series = [Series("loss", loss), Series("eval loss", evals)]
-    drawn = chart(series, marks=evals[-100:])
-    if drawn is None:
-        return None
-    told = [_told(one.label, one.points) for one in series if one.points]
-    return Panel("Loss", "", drawn, "; ".join(told) + ".", tuple(one.label for one in series if one.points))
-
-
 def other_panels(curves: Mapping[str, Curve]) -> list[Panel]:
     """A small chart for every other number that the job tells."""
     panels = []
     for name in charted(curves):
         drawn = chart([Series(name, curves[name])])
         if drawn:
-            panels.append(Panel(words(name), "", drawn, _told(words(name), curves[name]) + "."))
+            panels.append(Panel(words(name), "", drawn, told(words(name), curves[name]) + "."))
     return panels
 
 
 def telemetry_panels(job: Job, facts: Facts | None, settings: Settings, now: float) -> list[Panel]:
-    """What its slots did during its last attempt; nothing where nothing was sampled."""
-    # each rig samples its own slots
-    if not job.attempts or job.attempts[-1].rig != settings.rig:
+    """What its slots did while it ran; nothing where nothing was sampled."""
+    runs = measured_runs(job, settings.rig, now)
+    if not runs:
         return []
-    run = job.attempts[-1]
-    start, end = run.started_at, run.ended_at or now
-    if end - start < 1:
-        return []
-    rows = {slot: telemetry.series(settings.home, slot, start, end, points=TELEMETRY_POINTS) for slot in run.slots}
+    start, end = runs[0].started_at, runs[-1].ended_at or now
+    rows = {
+        slot: _while_it_ran(telemetry.series(settings.home, slot, start, end, points=TELEMETRY_POINTS), slot, runs, now)
+        for slot in dict.fromkeys(slot for run in runs for slot in run.slots)
+    }
     gap = GAP_STEPS * max(1.0, (end - start) / TELEMETRY_POINTS)
     ticks = clock_ticks(settings.zone, now)
+    first = len(job.attempts) - len(runs) + 1
+    bounds = [(run.started_at, f"run {first + at}") for at, run in enumerate(runs) if at]
     panels = []
     for title, unit, key, factor, bottom, top in (
         ("Utilisation", "%", "utilization_mean", 100.0, 0.0, 100.0),
@@ -111,34 +102,42 @@ def telemetry_panels(job: Job, facts: Facts | None, settings: Settings, now: flo
         series = [Series(names(facts, [slot]), _column(points, key, factor)) for slot, points in rows.items()]
         known = [one for one in series if len(one.points) > 1]
         highest = max((y for one in known for _, y in one.points), default=0.0)
-        drawn = chart(known, x_range=(start, end), y_range=(bottom, max(top, highest)), x_ticks=ticks, gap=gap)
+        y_range = (bottom, max(top, highest))
+        drawn = chart(known, x_range=(start, end), y_range=y_range, x_ticks=ticks, gap=gap, bounds=bounds)
         if drawn:
             alt = "; ".join(f"{one.label} {_mean_and_peak(one.points, unit)}" for one in known) + "."
             panels.append(Panel(title, unit, drawn, alt, tuple(one.label for one in known) if len(known) > 1 else ()))
     return panels
 
 
-def parameters(job: Job) -> list[Parameter]:
-    """Every field of the document as it is in force, those that the owner set first."""
-    before, after, usual = (dict(_flat(part)) for part in (job.spec, job.effective_spec, _defaults(job.kind)))
-    found = [
-        Parameter(
-            name=name,
-            value=_text(value),
-            was=_text(before.get(name)) if value != before.get(name) else None,
-            given=value != usual.get(name),
-        )
-        for name, value in after.items()
-        if name not in ("kind", "name") and not (value is None and name not in usual)
-    ]
-    return sorted(found, key=lambda p: not (p.given or p.was is not None))
+def measured_runs(job: Job, rig: str, now: float) -> list[Attempt]:
+    """The runs to draw on one axis of time: all, unless it waited longer between them than it ran; then the last."""
+    # each rig samples its own slots
+    if not job.attempts or job.attempts[-1].rig != rig:
+        return []
+    last = job.attempts[-1]
+    if (last.ended_at or now) - last.started_at < 1:
+        return []
+    runs = [run for run in job.attempts if run.rig == rig]
+    whole_s = (last.ended_at or now) - runs[0].started_at
+    ran_s = sum((run.ended_at or now) - run.started_at for run in runs)
+    return runs if ran_s >= whole_s / 2 else [last]
+
+
+def _while_it_ran(
+    points: Sequence[Mapping[str, Any]], slot: str, runs: Sequence[Attempt], now: float
+) -> list[Mapping[str, Any]]:
+    """Between its runs the slot worked for others."""
+    mine = [(run.started_at, run.ended_at or now) for run in runs if slot in run.slots]
+    step = (mine[-1][1] - mine[0][0]) / TELEMETRY_POINTS
+    return [point for point in points if any(start - step <= point["at"] <= end for start, end in mine)]
 
 
 def command(job: Job) -> str:
     """The command line that submits the same document again."""
-    usual = dict(_flat(_defaults(job.kind)))
+    usual = dict(flat(defaults(job.kind)))
     parts = ["submit", VERBS.get(job.kind, job.kind)]
-    for name, value in _flat(job.spec):
+    for name, value in flat(job.spec):
         if name not in NOT_REPEATED and value is not None and value != usual.get(name):
             parts += _flags(name, value)
     if argv := job.spec.get("argv"):
@@ -202,7 +201,8 @@ def _column(points: Sequence[Mapping[str, Any]], key: str, factor: float) -> lis
     return [(float(p["at"]), float(p[key]) * factor) for p in points if p[key] is not None]
 
 
-def _told(label: str, points: Curve) -> str:
+def told(label: str, points: Curve) -> str:
+    """A curve in words."""
     (first, start), (last, end) = points[0], points[-1]
     if len(points) == 1:
         return f"{label} {number(end)} at step {number(last)}"
@@ -214,30 +214,8 @@ def _mean_and_peak(points: Curve, unit: str) -> str:
     return f"{number(round(sum(values) / len(values), 1))} {unit} on average, {number(round(max(values), 1))} {unit} at most"
 
 
-def _defaults(kind: str) -> dict[str, Any]:
-    model = KINDS.get(kind)
-    if model is None:
-        return {}
-    return {name: _plain(field.default) for name, field in model.model_fields.items() if not field.is_required()}
-
-
-def _plain(value: Any) -> Any:
-    """A default as a document has it."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _flat(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Fields by their path; `env` stays one field."""
-    for name, value in document.items():
-        if isinstance(value, Mapping) and name != "env":
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
-
-
-def _text(value: Any) -> str:
+def parameter_text(value: Any) -> str:
+    """A field's value as a person reads it."""
     if value is None or value in ([], {}, ""):
         return "none"
     if isinstance(value, bool):

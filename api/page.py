@@ -1,8 +1,6 @@
 """The status page: what the rig does now, the queue, what ended; a page for each job. Server-made HTML, readable without script.
 
     /                     the rig          ?state= ?kind= ?tag= ?q= choose jobs, ?cursor= goes on
-    /jobs/{id}            one job
-    /sweeps/{id}          a sweep's jobs, the best first
     /login                the way in
     /fragments/...        parts of these pages, for the script that keeps them fresh
     /static/{name}        style, scripts, icon
@@ -26,17 +24,12 @@ from markupsafe import Markup, escape
 from api import acts, job_panel, panels, sweep_panel, wording
 from api.auth import NEXT
 from api.context import Context, Rig
-from api.curves import TAIL_LINES, Curves, files, log_end
-from api.glance import glance
 from api.problems import ApiError
-from api.views import usage_of
 from daemon.explain import explain
 from daemon.plan import Facts
 from daemon.rig import Slot
 from daemon.settings import Settings
-from daemon.store import UnknownJob, UnknownSweep
-from jobs.model import Job, State
-from jobs.rundir import read_json, run_dir
+from jobs.model import State
 from jobs.spec import KINDS
 
 HERE = Path(__file__).parent
@@ -50,6 +43,8 @@ STATIC = {
     "submit.js": "text/javascript; charset=utf-8",
     "settings.css": "text/css; charset=utf-8",
     "report.css": "text/css; charset=utf-8",
+    "runs.css": "text/css; charset=utf-8",
+    "runs.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 FOREVER = "public, max-age=31536000, immutable"
@@ -58,7 +53,6 @@ FILTERS = ("state", "kind", "tag", "q")
 STATES = tuple(str(state) for state in State)
 
 router = APIRouter(include_in_schema=False)
-curves = Curves()
 
 Cursor = Annotated[str, Query(pattern=r"^([0-9]{1,18}(\.[0-9]{1,9})?(-[0-9]{1,9})?)?$")]
 Short = Annotated[str, Query(max_length=128)]
@@ -86,30 +80,6 @@ def jobs_fragment(
     """The lists of jobs."""
     chosen = {"state": state, "kind": kind, "tag": tag, "q": q}
     return _page("jobs_live.html", rig, **_home(rig, chosen, cursor))
-
-
-@router.get("/jobs/{job_id}")
-def job_page(rig: Rig, job_id: str) -> Response:
-    """One job."""
-    return _job_page("job.html", rig, job_id)
-
-
-@router.get("/fragments/job/{job_id}")
-def job_fragment(rig: Rig, job_id: str) -> Response:
-    """Everything on a job's page that changes."""
-    return _job_page("job_live.html", rig, job_id)
-
-
-@router.get("/sweeps/{sweep_id}")
-def sweep_page(rig: Rig, sweep_id: str) -> Response:
-    """One sweep."""
-    return _sweep_page("sweep.html", rig, sweep_id)
-
-
-@router.get("/fragments/sweep/{sweep_id}")
-def sweep_fragment(rig: Rig, sweep_id: str) -> Response:
-    """Everything on a sweep's page that changes."""
-    return _sweep_page("sweep_live.html", rig, sweep_id)
 
 
 @router.get("/login")
@@ -217,72 +187,12 @@ def _found(rig: Context, facts: Facts, filters: Mapping[str, str], cursor: str) 
     return {"found": page.jobs, "found_more": page.next, "reasons": reasons}
 
 
-# -- a job's page -------------------------------------------------------------------------------------------------------------
-
-
-def _job_page(template: str, rig: Context, job_id: str) -> Response:
-    now = rig.now()
-    snap = panels.look(rig.store, rig.ledger, rig.settings, now)
-    common: dict[str, Any] = {
-        "now": now,
-        "snap": snap,
-        "heart": panels.heart(snap),
-        "facts": snap.facts,
-        "job_id": job_id,
-    }
-    try:
-        job = _record(rig, job_id)
-    except UnknownJob:
-        return _page("missing.html", rig, 404, banners=panels.banners(snap), **common)
-    except redis.RedisError:
-        return _page("missing.html", rig, 503, banners=panels.banners(snap), **common)
-    return _page(template, rig, **common, banners=_job_banners(snap), **_job(rig, job, snap))
-
-
-def _record(rig: Context, job_id: str) -> Job:
-    """From the queue; from its run folder while the queue does not answer. Raises UnknownJob, RedisError."""
-    if not (job_id.isascii() and job_id.isdigit() and len(job_id) <= 18):
-        raise UnknownJob(job_id)
-    try:
-        return rig.store.get(job_id)
-    except redis.RedisError:
-        record = read_json(run_dir(rig.settings.runs, job_id).state)
-        if record is None:
-            raise
-        return Job.from_json(record)
+# -- parts of other pages ---------------------------------------------------------------------------------------------------
 
 
 def _job_banners(snap: panels.Snapshot) -> list[panels.Banner]:
     """Only what makes this page doubtful."""
     return [banner for banner in panels.banners(snap) if banner.level == "warn"]
-
-
-def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
-    settings, now, facts = rig.settings, snap.now, snap.facts
-    folder = run_dir(settings.runs, job.id)
-    theirs = glance(rig, job)
-    found = theirs.curves if theirs else curves.read(folder)
-    listed, more = (theirs.files, theirs.more_files) if theirs else files(folder)
-    return {
-        "job": job,
-        "verdict": job_panel.verdict(job, facts, settings, now),
-        "summary": job_panel.summary(job),
-        "acts": acts.of_job(job) if facts is not None else [],
-        "took_s": job_panel.took_s(job, now),
-        "loss": job_panel.loss_panel(found),
-        "others": job_panel.other_panels(found),
-        "telemetry": job_panel.telemetry_panels(job, facts, settings, now),
-        "parameters": job_panel.parameters(job),
-        "command": job_panel.command(job),
-        "metrics": job_panel.metrics(job),
-        "log": theirs.log if theirs else log_end(folder),
-        "held_by": theirs,
-        "tail_lines": TAIL_LINES,
-        "files": listed,
-        "more_files": more,
-        "price_per_kwh": settings.price_per_kwh,
-        "usage": {"throttled_s": None, **usage_of(job)},
-    }
 
 
 def message(
@@ -303,24 +213,6 @@ def message(
 def slot_title(slot: Slot) -> str:
     """GPU 0, CPU slot 1."""
     return panels.title_of(slot.is_gpu, slot.index)
-
-
-# -- a sweep's page -----------------------------------------------------------------------------------------------------------
-
-
-def _sweep_page(template: str, rig: Context, sweep_id: str) -> Response:
-    now = rig.now()
-    snap = panels.look(rig.store, rig.ledger, rig.settings, now)
-    common: dict[str, Any] = {"now": now, "snap": snap, "heart": panels.heart(snap), "banners": _job_banners(snap)}
-    try:
-        if not (sweep_id.isascii() and sweep_id.isdigit() and len(sweep_id) <= 18):
-            raise UnknownSweep(sweep_id)
-        table = rig.tables.of(rig.store.sweep(sweep_id))
-    except (UnknownSweep, redis.RedisError) as error:
-        status = 404 if isinstance(error, UnknownSweep) else 503
-        return _page("missing.html", rig, status, **common, facts=snap.facts, job_id=sweep_id, what="sweep")
-    shown: dict[str, Any] = {"table": table, "lines": sweep_panel.lines(table), "acts": sweep_panel.acts(table)}
-    return _page(template, rig, **common, sweep_id=sweep_id, **shown)
 
 
 # -- rendering ----------------------------------------------------------------------------------------------------------------

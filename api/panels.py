@@ -184,9 +184,9 @@ def waiting(facts: Facts, start: int = 0, limit: int = ROWS) -> tuple[list[Waiti
     """A part of the queue in the order in which it starts, offers first. Second: where the next part begins."""
     queued = [job for job in facts.jobs.values() if job.state is State.QUEUED]
     head = nsmallest(start + limit + 1, queued, key=lambda job: (job.offer is None, job.rank, int(job.id)))
-    near = _near(facts, head)
+    around = near(facts, head)
     rows = [
-        Waiting(job, explain(near, job) or "", place, _beside(head, place - 1, -1), _beside(head, place - 1, 1))
+        Waiting(job, explain(around, job) or "", place, _beside(head, place - 1, -1), _beside(head, place - 1, 1))
         for place, job in enumerate(head[start : start + limit], start + 1)
     ]
     return rows, start + limit if start + limit < len(queued) else None
@@ -200,7 +200,7 @@ def _beside(head: Sequence[Job], at: int, step: int) -> str:
     return other.id if other.offer is None and other.priority is head[at].priority else ""
 
 
-def _near(facts: Facts, head: Sequence[Job]) -> Facts:
+def near(facts: Facts, head: Sequence[Job]) -> Facts:
     """Facts that explain the head of the queue as well as all of them do: who is behind it does not matter to it."""
     parents = {parent for job in head for parent, _ in job.parents}
     jobs = {job.id: job for job in head} | {

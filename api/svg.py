@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from api.wording import clock, number
@@ -17,6 +18,8 @@ BOX = 1000
 MOST_POINTS = 300
 #: Room above the highest and below the lowest value, as a share of the height.
 HEADROOM, FOOTROOM = 0.12, 0.06
+#: Neighbours so many times further apart than usual have lost something between them.
+GAP_STEPS = 4
 CLOCK_STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 172_800)
 
 Point = tuple[float, float]
@@ -28,6 +31,8 @@ class Series:
 
     label: str
     points: Sequence[Point]
+    #: Two points further apart than this are not joined; None: as the chart says.
+    gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,10 @@ class Chart:
     marks: tuple[Mark, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
+    #: Moments that part the chart, with a word for each.
+    bounds: tuple[Tick, ...] = ()
+    #: The point to look at.
+    best: Mark | None = None
 
 
 Ticker = Callable[[float, float], tuple[Tick, ...]]
@@ -82,12 +91,14 @@ def chart(
     y_text: Callable[[float], str] = number,
     gap: float | None = None,
     most: int = MOST_POINTS,
+    bounds: Sequence[tuple[float, str]] = (),
+    best: Point | None = None,
 ) -> Chart | None:
     """A chart of these lines over a common range; None when there is nothing to draw.
 
     `gap`: two points further apart than this are not joined. `most`: so many points of a line are drawn.
     """
-    drawn = [Series(one.label, thin(one.points, most)) for one in series if one.points]
+    drawn = [Series(one.label, thin(one.points, most), one.gap) for one in series if one.points]
     values = [point for one in drawn for point in one.points] + list(marks)
     if not values:
         return None
@@ -106,11 +117,27 @@ def chart(
         return Mark(round(x * 100, 2), round(y * 100, 2), y_text(point[1]))
 
     lines = tuple(
-        Line(s.label, path([at(p) for p in s.points], _share(gap, x_low, x_high)), mark(s.points[-1])) for s in drawn
+        Line(
+            s.label,
+            path([at(p) for p in s.points], _share(gap if s.gap is None else s.gap, x_low, x_high)),
+            mark(s.points[-1]),
+        )
+        for s in drawn
     )
     across = x_ticks(x_low, x_high) if x_ticks else steps(x_low, x_high)
     up = tuple(Tick(mark((x_low, level)).y, y_text(level)) for level in levels if low <= level <= high)
-    return Chart(lines, tuple(mark(point) for point in marks), across, up)
+    parts = tuple(_tick(x, x_low, x_high, text) for x, text in bounds if x_low < x < x_high)
+    return Chart(lines, tuple(mark(point) for point in marks), across, up, parts, mark(best) if best else None)
+
+
+def usual_gap(points: Sequence[Point], most: int = MOST_POINTS) -> float | None:
+    """How far apart two neighbours are before something is missing between them; None where nobody can tell."""
+    if len(points) < 3:
+        return None
+    distances = sorted(b[0] - a[0] for a, b in pairwise(points))
+    usual = GAP_STEPS * distances[len(distances) // 2]
+    # a thinned line has its points further apart
+    return max(usual, GAP_STEPS * (points[-1][0] - points[0][0]) / (most // 2)) if len(points) > most else usual
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> Sequence[Point]:

@@ -30,6 +30,7 @@ class AttemptView(BaseModel):
     cause: Cause | None
     message: str
     usage: dict[str, Any]
+    changes: dict[str, Any]
 
     @classmethod
     def of(cls, run: Attempt) -> Self:
@@ -43,6 +44,7 @@ class AttemptView(BaseModel):
             cause=run.cause,
             message=run.message,
             usage=dict(run.usage),
+            changes=dict(run.changes),
         )
 
 

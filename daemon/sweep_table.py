@@ -62,7 +62,7 @@ class Table:
 
 def table(sweep: Sweep, jobs: Sequence[Job], last_metrics: Callable[[Job], Mapping[str, float]]) -> Table:
     """The table of a sweep's jobs. `last_metrics` reads what a job wrote; it is asked only for jobs that began."""
-    found = [(job, _metrics(job, last_metrics)) for job in jobs]
+    found = [(job, metrics_of(job, last_metrics)) for job in jobs]
     told = {name for _, metrics in found for name in metrics}
     goal = sweep.goal or next((usual for usual in USUAL_GOALS if usual.metric in told), USUAL_GOALS[0])
     rows = [Row(job, metrics, metrics.get(goal.metric), is_stopped_early(job)) for job, metrics in found]
@@ -76,7 +76,8 @@ def is_stopped_early(job: Job) -> bool:
     return job.state is State.CANCELLED and job.outcome is not None and job.outcome.message.startswith(STOPPED_EARLY)
 
 
-def _metrics(job: Job, last_metrics: Callable[[Job], Mapping[str, float]]) -> dict[str, float]:
+def metrics_of(job: Job, last_metrics: Callable[[Job], Mapping[str, float]]) -> dict[str, float]:
+    """The numbers of a job's outcome that can be compared; of one that has none, the last that it wrote."""
     told: Mapping[str, Any] = job.outcome.metrics if job.outcome else {}
     found = {name: value for name, value in told.items() if name not in NOT_RESULTS and is_finite(value)}
     if not found and job.attempts:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 
 class State(StrEnum):
@@ -148,6 +148,8 @@ class Attempt:
     cause: Cause | None = None
     message: str = ""
     usage: Mapping[str, Any] = field(default_factory=dict)
+    #: Fields of the document that are different from then on, because of how it ended.
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,6 +394,7 @@ class Job:
         back = self._back(attempt=attempt - 1 if cause in UNCOUNTED else attempt)
         return replace(
             back,
+            attempts=(*back.attempts[:-1], replace(back.attempts[-1], changes=outcome.next_fields)),
             next_fields={**self.next_fields, **outcome.next_fields},
             estimate={**self.estimate, **outcome.learned},
             not_before=now + waits_s if waits_s else self.not_before,

@@ -5,6 +5,7 @@ import sys
 import click
 
 from api.cli import job_commands, queue_commands, rig_commands, sweep_commands
+from api.cli.compare import compare
 from api.cli.demo import demo
 from api.cli.doctor import doctor
 from api.cli.fit import fit
@@ -26,7 +27,7 @@ def overnight() -> None:
 
 
 _LISTED = (*rig_commands.COMMANDS, *job_commands.COMMANDS, *queue_commands.COMMANDS, *sweep_commands.COMMANDS)
-_OTHERS = (pull, rerun, plan, report, fit, doctor, demo, top, telemetry, rigs, notify)
+_OTHERS = (compare, pull, rerun, plan, report, fit, doctor, demo, top, telemetry, rigs, notify)
 for _command in (*_LISTED, *_OTHERS):
     overnight.add_command(_command)
 

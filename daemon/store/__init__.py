@@ -8,6 +8,7 @@ Each recognises its own repeat, so that a lost reply may simply be asked again.
     records.py      what all verbs share: transaction, reading, writing with indexes and event
     submission.py   submit, repeated, restore              by api, `overnight reindex`
     lists.py        get, page, ended, counts               by everybody
+    search.py       search                                 by the page
     attempts.py     offer, claim, renew, finish            by the loop (offers) and the workers
     wishes.py       wish, arrange, retry, abandon, delete  by api and the loop
     sweeps.py       sweep, cancel_sweep, rungs             by api and sweep_watch.py
@@ -20,6 +21,7 @@ from daemon.store.keys import ENTRYPOINT, ORDER, mailbox
 from daemon.store.lists import Lists, Page, matches
 from daemon.store.records import UnknownJob
 from daemon.store.rigs import BEAT_TTL_S, Rigs
+from daemon.store.search import Search, Wanted
 from daemon.store.stream import Event, Stream, parse_event
 from daemon.store.submission import RepeatedDifferently, Submission, new_job
 from daemon.store.sweeps import UnknownSweep
@@ -39,6 +41,7 @@ __all__ = [
     "Store",
     "UnknownJob",
     "UnknownSweep",
+    "Wanted",
     "connect",
     "mailbox",
     "matches",
@@ -47,5 +50,5 @@ __all__ = [
 ]
 
 
-class Store(Submission, Lists, Attempts, Wishes, Rigs, Stream):
+class Store(Submission, Lists, Search, Attempts, Wishes, Rigs, Stream):
     """The jobs, as verbs. Those of sweeps come with `Submission`."""

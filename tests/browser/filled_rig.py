@@ -107,7 +107,7 @@ class FilledRig:
 
     def finish(self, job: Job, at: float, **outcome: Any) -> Job:
         """How it ended; usage as the sampler would have measured it."""
-        usage = {"gpu_s": (at - job.attempts[-1].started_at) * len(job.slots), "energy_j": (at - job.attempts[-1].started_at) * 305.0 * len(job.slots), "peak_memory_bytes": 19 << 30}  # fmt: skip
+        usage = {"gpu_s": (at - job.attempts[-1].started_at) * len(job.slots), "energy_j": (at - job.attempts[-1].started_at) * 305.0 * len(job.slots), "peak_vram_bytes": 19 << 30}  # fmt: skip
         if outcome.get("end") is End.CANCELLED:
             usage = {}
         ended = self.store.finish(job.id, fence=job.fence, outcome=Outcome(usage=usage, **outcome), now=at)

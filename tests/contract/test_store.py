@@ -317,9 +317,15 @@ RECORD_2 = {
     "after": ["6", "ended:5"], "vram_bytes": 8 * 2**30, "estimate": {"steps": 12.0}, "sweep": "7",
     "point": {"learning_rate": 1e-4}, "max_concurrent": 2, "version": 2,
 }  # fmt: skip
+#: What version 3 added.
+RECORD_3 = {
+    **RECORD_2,
+    "attempts": [{**run, "changes": {"batch_size": 2}} for run in RECORD_1["attempts"]],  # type: ignore[attr-defined]
+    "version": 3,
+}
 
 
-@pytest.mark.parametrize("record", [RECORD_1, RECORD_2], ids=["version 1", "version 2"])
+@pytest.mark.parametrize("record", [RECORD_1, RECORD_2, RECORD_3], ids=["version 1", "version 2", "version 3"])
 def test_a_stored_record_of_every_version_is_read(store: Store, record: dict[str, Any]) -> None:
     store.redis.set("overnight:job:7", json.dumps(record))
     job = store.get("7")
@@ -327,4 +333,5 @@ def test_a_stored_record_of_every_version_is_read(store: Store, record: dict[str
     assert job.parents[0] == ("6", Condition.SUCCEEDED)
     written = json.loads(json.dumps(job.to_json()))
     written["outcome"] = {name: written["outcome"][name] for name in record["outcome"]}
+    written["attempts"] = [{name: written["attempts"][0][name] for name in record["attempts"][0]}]
     assert {name: written[name] for name in record} == {**record, "version": RECORD_VERSION}

@@ -1,0 +1,129 @@
+"""A job's page.
+
+/jobs/{id}              ?q= searches its log
+/fragments/job/{id}     everything on it that changes
+"""
+
+from typing import Annotated, Any
+
+import redis
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+
+from api import acts, job_panel, job_story, page, panels
+from api.context import Context, Rig
+from api.curves import TAIL_LINES, Curves, files, log_end
+from api.glance import glance
+from api.log_search import Search, search
+from api.views import usage_of
+from daemon.store import UnknownJob, UnknownSweep
+from jobs.model import Job
+from jobs.rundir import read_json, run_dir
+from jobs.sweep import Sweep
+
+#: Jobs of its kind among which others of the same model and data are looked for.
+LOOKED_THROUGH = 200
+
+router = APIRouter(include_in_schema=False)
+curves = Curves()
+
+
+@router.get("/jobs/{job_id}")
+def job_page(rig: Rig, job_id: str, q: Annotated[str, Query(max_length=200)] = "") -> Response:
+    """One job."""
+    return _job_page("job.html", rig, job_id, q)
+
+
+@router.get("/fragments/job/{job_id}")
+def job_fragment(rig: Rig, job_id: str) -> Response:
+    """Everything on a job's page that changes."""
+    return _job_page("job_live.html", rig, job_id, "")
+
+
+def _job_page(template: str, rig: Context, job_id: str, q: str) -> Response:
+    now = rig.now()
+    snap = panels.look(rig.store, rig.ledger, rig.settings, now)
+    common: dict[str, Any] = {
+        "now": now,
+        "snap": snap,
+        "heart": panels.heart(snap),
+        "facts": snap.facts,
+        "job_id": job_id,
+        "here": "jobs",
+    }
+    try:
+        job = _record(rig, job_id)
+    except UnknownJob:
+        return page.render("missing.html", rig, 404, banners=panels.banners(snap), **common)
+    except redis.RedisError:
+        return page.render("missing.html", rig, 503, banners=panels.banners(snap), **common)
+    doubts = [banner for banner in panels.banners(snap) if banner.level == "warn"]
+    return page.render(template, rig, 200, **common, banners=doubts, **_job(rig, job, snap, q))
+
+
+def _record(rig: Context, job_id: str) -> Job:
+    """From the queue; from its run folder while the queue does not answer. Raises UnknownJob, RedisError."""
+    if not (job_id.isascii() and job_id.isdigit() and len(job_id) <= 18):
+        raise UnknownJob(job_id)
+    try:
+        return rig.store.get(job_id)
+    except redis.RedisError:
+        record = read_json(run_dir(rig.settings.runs, job_id).state)
+        if record is None:
+            raise
+        return Job.from_json(record)
+
+
+def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any]:
+    settings, now, facts = rig.settings, snap.now, snap.facts
+    folder = run_dir(settings.runs, job.id)
+    theirs = glance(rig, job)
+    found = theirs.curves if theirs else curves.read(folder)
+    times = theirs.times if theirs else curves.times(folder)
+    listed, more = (theirs.files, theirs.more_files) if theirs else files(folder)
+    known: Search | None = search(folder, q) if q.strip() and not theirs else None
+    sweep = _sweep(rig, job)
+    return {
+        "job": job,
+        "verdict": job_panel.verdict(job, facts, settings, now),
+        "summary": job_panel.summary(job),
+        "acts": acts.of_job(job) if facts is not None else [],
+        "took_s": job_panel.took_s(job, now),
+        "loss": job_story.loss_panel(found, times, job),
+        "others": job_panel.other_panels(found),
+        "telemetry": job_panel.telemetry_panels(job, facts, settings, now),
+        "resources": job_story.resources(job, facts, settings),
+        "runs": job_story.runs(job),
+        "parameters": job_story.parameters(job, sweep),
+        "command": job_panel.command(job),
+        "metrics": job_panel.metrics(job),
+        "log": theirs.log if theirs else log_end(folder),
+        "search": known,
+        "q": q,
+        "held_by": theirs,
+        "tail_lines": TAIL_LINES,
+        "files": listed,
+        "more_files": more,
+        "comparable": _comparable(rig, job),
+        "price_per_kwh": settings.price_per_kwh,
+        "usage": {"throttled_s": None, **usage_of(job)},
+    }
+
+
+def _sweep(rig: Context, job: Job) -> Sweep | None:
+    try:
+        return rig.store.sweep(job.sweep) if job.sweep else None
+    except (UnknownSweep, redis.RedisError):
+        return None
+
+
+def _comparable(rig: Context, job: Job) -> list[job_story.Comparable]:
+    """Runs that tell something about this one. Looks at a bounded number of records."""
+    try:
+        sweep = _sweep(rig, job)
+        table = rig.tables.of(sweep) if sweep else None
+        parents = rig.store.get_many([parent for parent, _ in job.parents])
+        near = rig.store.page(kind=job.kind, limit=LOOKED_THROUGH).jobs if job.spec.get("model") else ()
+    except redis.RedisError:
+        return []
+    return job_story.comparable(job, table, [parents[i] for i, _ in job.parents if i in parents], near)

@@ -1,0 +1,127 @@
+"""Jobs that ended are searched by several conditions at once, the latest end first, however many there are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+from daemon.store.keys import ENDED, kind_key, state_key, tag_key
+from daemon.store.lists import SCANNED_PER_PAGE, Page
+from daemon.store.records import Records
+from daemon.store.wire import text, texts
+from jobs.model import Cause, Job, State
+
+ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+#: An index with no more members than this is read whole and put in order; else the ends are gone through from the latest.
+SMALL = 5_000
+READ_AT_ONCE = 200
+
+#: The moment of an end, and the job: where a page stops.
+Place = tuple[float, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Conditions that all hold. What is empty is no condition."""
+
+    states: tuple[State, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    kind: str = ""
+    tag: str = ""
+    sweep: str = ""
+    text: str = ""
+    ended_since: float | None = None
+
+    def holds(self, job: Job) -> bool:
+        """Whether a job is one of those."""
+        return (
+            (not self.states or job.state in self.states)
+            and (not self.causes or (job.outcome is not None and job.outcome.cause in self.causes))
+            and (not self.kind or job.kind == self.kind)
+            and (not self.tag or self.tag in job.tags)
+            and (not self.sweep or job.sweep == self.sweep)
+            and (not self.text or self.text.lower() in job.name.lower() or self.text == job.id)
+            and (self.ended_since is None or (job.finished_at or 0.0) >= self.ended_since)
+        )
+
+
+class Search(Records):
+    """The verb that searches what ended."""
+
+    def search(self, wanted: Wanted, *, limit: int = 50, cursor: str | None = None) -> Page:
+        """Ended jobs that match, the latest end first. `next` may be set on a short page, as in `Lists.page`.
+
+        Raises ValueError for a cursor that is none.
+        """
+        after = _place(cursor) if cursor else None
+        found: list[Job] = []
+        scanned, last = 0, after
+        places = self._places(wanted, after)
+        while chunk := list(islice(places, min(READ_AT_ONCE, SCANNED_PER_PAGE - scanned))):
+            jobs = {job.id: job for job in self._fetch([job_id for _, job_id in chunk])}
+            for place in chunk:
+                job = jobs.get(place[1])
+                if job is not None and wanted.holds(job):
+                    if len(found) == limit:
+                        return Page(tuple(found), _text(last))
+                    found.append(job)
+                last = place
+            scanned += len(chunk)
+        return Page(tuple(found), _text(last) if scanned >= SCANNED_PER_PAGE else None)
+
+    def _places(self, wanted: Wanted, after: Place | None) -> Iterator[Place]:
+        """Where to look, in order; all that can match is among it."""
+        states = [state for state in ENDS if not wanted.states or state in wanted.states]
+        sets = [[state_key(state) for state in states]]
+        if wanted.tag:
+            sets.append([tag_key(wanted.tag)])
+        if wanted.kind:
+            sets.append([kind_key(wanted.kind)])
+        smallest, size = self._smallest(sets)
+        since = wanted.ended_since
+        with_since = self.redis.zcount(ENDED, since, "+inf") if since is not None else None
+        if size <= SMALL and (with_since is None or int(with_since) > size):
+            yield from self._small(smallest, after)
+        else:
+            yield from self._ends(since, after)
+
+    def _smallest(self, sets: Sequence[Sequence[str]]) -> tuple[Sequence[str], int]:
+        with self.redis.pipeline(transaction=False) as pipe:
+            for key in (key for keys in sets for key in keys):
+                pipe.zcard(key)
+            sizes = iter([int(size) for size in pipe.execute()])
+        sized = [(keys, sum(next(sizes) for _ in keys)) for keys in sets]
+        return min(sized, key=lambda one: one[1])
+
+    def _small(self, keys: Sequence[str], after: Place | None) -> Iterator[Place]:
+        ids = [job_id for key in keys for job_id in texts(self.redis.zrange(key, 0, -1))]
+        ends = self.redis.zmscore(ENDED, cast(Any, ids)) if ids else []
+        places = [(float(end), job_id) for job_id, end in zip(ids, ends, strict=True) if end is not None]
+        return (place for place in sorted(places, reverse=True) if after is None or place < after)
+
+    def _ends(self, since: float | None, after: Place | None) -> Iterator[Place]:
+        top: float | str = after[0] if after else "+inf"
+        low: float | str = since if since is not None else "-inf"
+        offset = 0
+        while True:
+            answer = self.redis.zrange(
+                ENDED, cast(Any, top), cast(Any, low), desc=True, byscore=True, withscores=True, offset=offset, num=READ_AT_ONCE
+            )  # fmt: skip
+            rows = cast(list[tuple[bytes, float]], answer)
+            for job_id, end in rows:
+                if after is None or (float(end), text(job_id)) < after:
+                    yield float(end), text(job_id)
+            if len(rows) < READ_AT_ONCE:
+                return
+            offset += READ_AT_ONCE
+
+
+def _place(cursor: str) -> Place:
+    end, _, job_id = cursor.rpartition("-")
+    if not job_id.isdigit():
+        raise ValueError(f"{cursor!r} is no cursor")
+    return float(end), job_id
+
+
+def _text(place: Place | None) -> str | None:
+    return f"{place[0]!r}-{place[1]}" if place else None
