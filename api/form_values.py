@@ -1,6 +1,7 @@
 """Between what somebody types into a form and a job document. What cannot be read is left as it is: the document's check says why. Pure."""
 
 import json
+import math
 import re
 import shlex
 import tomllib
@@ -116,16 +117,20 @@ def _number(text: str) -> Any:
     if WHOLE.fullmatch(plain) and abs(int(plain)) < MAX_INTEGER:
         return int(plain)
     try:
-        return float(plain)
+        return _finite(float(plain), text)
     except ValueError:
         return text
 
 
 def _seconds(text: str) -> Any:
     try:
-        return Duration().convert(text, None, None)
+        return _finite(Duration().convert(text, None, None), text)
     except click.UsageError:
         return _number(text)
+
+
+def _finite(value: float, text: str) -> float | str:
+    return value if math.isfinite(value) else text
 
 
 def _list(field: Field, text: str) -> Any:

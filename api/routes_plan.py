@@ -17,6 +17,7 @@ from api.submission import glimpsed, one, supposed
 from daemon.forecast import Forecast
 from daemon.give_way import give_way
 from daemon.plan import Facts
+from jobs.model import Job
 
 #: A submission waits for the answer: less work than for the whole night.
 WORK_FOR_ONE = 150_000
