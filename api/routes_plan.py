@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime
 
 from api.context import Context, Rig
-from api.documents import batch_of, csv_reader, json_body
+from api.documents import BatchRead, batch_of, csv_reader, json_body
 from api.plan_views import PlannedJob, PlanView
 from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY, KnownJob
@@ -17,6 +17,7 @@ from api.submission import glimpsed, one, supposed
 from daemon.forecast import Forecast
 from daemon.give_way import give_way
 from daemon.plan import Facts
+from jobs.model import Job
 
 #: A submission waits for the answer: less work than for the whole night.
 WORK_FOR_ONE = 150_000
@@ -46,12 +47,15 @@ def what_if(rig: Rig, body: Annotated[Any, Depends(json_body)], by: By = None, l
     """The same with one more job, or a batch of them, at the end of the queue. Nothing is stored."""
     is_one = isinstance(body, dict) and "kind" in body
     batch = one(body) if is_one else batch_of(body, csv_reader(rig.settings.inputs))
-    glimpses = glimpsed(batch, rig)
-    facts = rig.facts()
-    jobs = supposed(glimpses, facts)
-    then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
-    expected_s = rig.ledger.expected_s(facts.now, then.jobs, [each.slot for each in facts.slots])
-    return _view(rig, replace(then, expected_s=expected_s), by, limit, [job.id for job in jobs])
+    then, jobs = _with(batch, rig)
+    return _view(rig, then, by, limit, [job.id for job in jobs])
+
+
+def expected(body: Any, rig: Context) -> PlannedJob:
+    """When one more job, at the end of the queue, would start and end. Raises InvalidSpec."""
+    then, [job] = _with(one(body), rig)
+    found = _foresee(rig, then, max_work=WORK_FOR_ONE, until_done=job.id)
+    return PlannedJob.of(found.jobs[job.id], late=job.id in found.late)
 
 
 @router.get("/jobs/{job_id}/plan", operation_id="getJobPlan", responses=documented(*EVERYBODY, 404, 409))
@@ -62,6 +66,16 @@ def get_job_plan(job: KnownJob, rig: Rig) -> PlannedJob:
         raise ApiError(409, f"Job {job.id} has ended ({job.state}); there is nothing to expect of it.")
     found = _foresee(rig, facts, max_work=WORK_FOR_ONE, until_done=job.id)
     return PlannedJob.of(found.jobs[job.id], late=job.id in found.late)
+
+
+def _with(batch: BatchRead, rig: Context) -> tuple[Facts, list[Job]]:
+    """The facts as they would be with these jobs in the queue, and the jobs."""
+    glimpses = glimpsed(batch, rig)
+    facts = rig.facts()
+    jobs = supposed(glimpses, facts)
+    then = replace(facts, jobs={**facts.jobs, **{job.id: job for job in jobs}})
+    expected_s = rig.ledger.expected_s(facts.now, then.jobs, [each.slot for each in facts.slots])
+    return replace(then, expected_s=expected_s), jobs
 
 
 def _view(rig: Context, facts: Facts, by: AwareDatetime | None, limit: int, what_if: Sequence[str] = ()) -> PlanView:

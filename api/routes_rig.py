@@ -4,6 +4,7 @@ import logging
 import platform
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -114,7 +115,7 @@ def get_rig(rig: Rig) -> RigView:
         ),
         jobs=rig.store.counts(),
         health=_health(rig, rigs.get(settings.rig, {}), now),
-        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        versions=versions(),
         settings=_settings(rig),
         rigs=list(rigs),
     )
@@ -214,6 +215,12 @@ def _settings(rig: Context) -> dict[str, Any]:
     if shown["redis_url"]:
         shown["redis_url"] = PASSWORD.sub("…@", shown["redis_url"])
     return shown
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """What is installed; None: it is not."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(name: str) -> str | None:

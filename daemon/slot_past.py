@@ -87,30 +87,30 @@ class Past:
         """Where nothing was read."""
         return tuple(_gaps(self.pieces, self.start, self.end, max(SHORTEST_GAP_S, self.step_s)))
 
-    @property
+    @cached_property
     def coverage(self) -> float:
         """The share of the time that was read."""
         return 1.0 - sum(end - start for start, end in self.gaps) / (self.end - self.start)
 
-    @property
+    @cached_property
     def energy_j(self) -> float | None:
         """None when neither counter nor power was read."""
         known = [used for piece in self.pieces if (used := _energy_j(piece)) is not None]
         return sum(known) if known else None
 
-    @property
+    @cached_property
     def slowed_s(self) -> dict[str, float]:
         """How long it was slowed down, by reason; one about which nothing is known is missing."""
         return {
             name: seconds for n, name in enumerate(THROTTLING) if (seconds := _slowed_s(self.pieces, n)) is not None
         }
 
-    @property
+    @cached_property
     def utilization_mean(self) -> float | None:
         found = _mean((piece.util, piece.n) for piece in self.pieces)
         return None if found is None else found / 100
 
-    @property
+    @cached_property
     def hottest(self) -> tuple[float, float] | None:
         """The highest temperature, and when it was."""
         known = [(piece.temp_max_c, -piece.at) for piece in self.pieces if piece.temp_max_c is not None]
