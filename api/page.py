@@ -49,6 +49,8 @@ PLACES = (
     ("nights", "/nights", "Reports", "M6 3h12v18H6zM9 8h6M9 12h6M9 16h3"),
     ("settings", "/settings", "Settings", "M4 7h10M18 7h2M4 17h2M10 17h10M16 5v4M8 15v4"),
 )
+#: Which of them a template belongs to, by how its name begins.
+PLACE_OF = {"gpu": "gpus", "plan": "plan", "submit": "submit", "job": "jobs", "sweep": "jobs", "compare": "jobs", "night": "nights", "report": "nights", "settings": "settings"}  # fmt: skip
 #: Tells the service worker that it may keep this page for the hours in which the rig is off.
 KEEP = {"Overnight-Keep": "page"}
 #: Filters of the list, as they stand in the address.
@@ -298,7 +300,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot) -> dict[str, Any]:
         "files": listed,
         "more_files": more,
         "price_per_kwh": settings.price_per_kwh,
-        "usage": {"throttled_s": None, **usage_of(job)},
+        "usage": {"throttled_s": None, "contended_s": None, "contended_by": None, **usage_of(job)},
     }
 
 
@@ -362,6 +364,7 @@ def render(template: str, rig: Context, status: int = 200, **values: Any) -> HTM
 
 
 def _page(template: str, rig: Context, status: int = 200, **values: Any) -> HTMLResponse:
+    values.setdefault("here", next((place for start, place in PLACE_OF.items() if template.startswith(start)), ""))
     text = _templates().get_template(template).render(settings=rig.settings, zone=rig.settings.zone, **values)
     return HTMLResponse(text, status)
 

@@ -109,11 +109,11 @@ async function fetchPart(name) {
 
 function show(html) {
   const fresh = new DOMParser().parseFromString(html, "text/html").body;
+  if (fresh.querySelector("#heart")) bornAt = Date.now();
   for (const part of [...fresh.children]) {
     const old = part.id && document.getElementById(part.id);
     if (old) replace(old, part);
   }
-  bornAt = Date.now();
   const titled = document.querySelector("[data-title]");
   if (titled) document.title = titled.dataset.title;
 }
