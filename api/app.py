@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.concurrency import run_in_threadpool
 
 from api import (
+    assets,
     page,
     page_compare,
     page_gpus,
@@ -39,12 +40,14 @@ from api import (
     routes_telemetry,
 )
 from api.auth import Authenticated, Keys, Throttle, keep_token
+from api.compress import Compressed
 from api.context import Context
 from api.documents import MAX_BATCH
 from api.elsewhere import Elsewhere, HeldElsewhere
 from api.guard import Guard
 from api.hub import Hub
 from api.night_keeper import NightKeeper
+from api.nights import Nights
 from api.problems import documented, install
 from api.sweep_views import Tables
 from daemon.facts import Ledger
@@ -69,6 +72,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     """The API and the page of one rig. The first call makes the rig's token. Raises auth.TokenUnusable."""
     keys = Keys(keep_token(settings.token_file), store.use_once, now)
     hub, ledger, elsewhere = Hub(store), Ledger(store), Elsewhere(store, settings, now)
+    nights = Nights(store, ledger, settings, now)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,6 +84,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         keeper.close()
         hub.close()
         await run_in_threadpool(hub.join)
+        nights.close()
         elsewhere.close()
 
     app = Api(
@@ -95,7 +100,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
     )
     app.state.settings, app.state.store, app.state.hub, app.state.ledger = settings, store, hub, ledger
     app.state.context = Context(
-        settings, store, ledger, hub, keys, Throttle(), now, elsewhere, Tables(store, settings.runs)
+        settings, store, ledger, hub, keys, Throttle(), now, elsewhere, Tables(store, settings.runs), nights
     )
     install(app)
 
@@ -124,6 +129,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         app.include_router(routes.router)
     app.include_router(routes_rig.health)
     app.include_router(routes_telemetry.prometheus)
+    app.include_router(assets.router)
     app.include_router(page.router)
     for pages in (
         page_jobs, page_job, page_sweep, page_compare, page_gpus, page_nights, page_plan, page_settings, page_submit,
@@ -131,6 +137,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         app.include_router(pages.router)
     app.include_router(routes_acts.router)
     # the last one added is the first one asked
+    app.add_middleware(Compressed)
     app.add_middleware(Authenticated, keys=keys, other_rig=elsewhere.admits)
     app.add_middleware(Guard, settings=settings)
     return app

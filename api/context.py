@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from api.auth import ASKED_BY_RIG, Keys, Throttle
 from api.elsewhere import Elsewhere, HeldElsewhere
 from api.hub import Hub
+from api.nights import Nights
 from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.plan import Facts
@@ -32,6 +33,7 @@ class Context:
     now: Callable[[], float]
     elsewhere: Elsewhere
     tables: Tables
+    nights: Nights
     #: Another rig asks: the answer is about this one only.
     asked_by_rig: bool = False
 

@@ -1,14 +1,12 @@
-"""The status page: what the rig does now, the queue, what ended; a page for each job. Server-made HTML, readable without script.
+"""The rig's pages: what happened in the night, what it does now, the queue; a page for each job. Server-made, readable without script.
 
-    /                     the rig          ?state= ?kind= ?tag= ?q= choose jobs, ?cursor= goes on
+    /                     the night, the GPUs now, the jobs          ?state= ?kind= ?tag= ?q= choose jobs, ?cursor= goes on
     /login                the way in
     /fragments/...        parts of these pages, for the script that keeps them fresh
-    /static/{name}        style, scripts, icon
 
 Names, logs, numbers and errors are jobs' words: every output of a template is cleaned (`wording.printable`) and escaped.
 """
 
-import hashlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -21,11 +19,12 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from api import acts, job_panel, panels, sweep_panel, wording
+from api import acts, job_panel, night_panel, panels, sweep_panel, wording
+from api.assets import asset_url
 from api.auth import NEXT
 from api.context import Context, Rig
-from api.problems import ApiError
 from daemon.explain import explain
+from daemon.night import Night
 from daemon.plan import Facts
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -33,21 +32,20 @@ from jobs.model import State
 from jobs.spec import KINDS
 
 HERE = Path(__file__).parent
-STATIC = {
-    "overnight.css": "text/css; charset=utf-8",
-    "overnight.js": "text/javascript; charset=utf-8",
-    "login.js": "text/javascript; charset=utf-8",
-    "gpus.css": "text/css; charset=utf-8",
-    "plan.css": "text/css; charset=utf-8",
-    "submit.css": "text/css; charset=utf-8",
-    "submit.js": "text/javascript; charset=utf-8",
-    "settings.css": "text/css; charset=utf-8",
-    "report.css": "text/css; charset=utf-8",
-    "runs.css": "text/css; charset=utf-8",
-    "runs.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
-FOREVER = "public, max-age=31536000, immutable"
+#: The pages that every page leads to: name, address, label, and the lines of its picture. A phone has room for the first five.
+PLACES = (
+    ("night", "/", "Night", "M20 14.5A8.5 8.5 0 1 1 10.2 4a7 7 0 0 0 9.8 10.5z"),
+    ("gpus", "/gpus", "GPUs", "M7 7h10v10H7zM10 3v4M14 3v4M10 17v4M14 17v4M3 10h4M3 14h4M17 10h4M17 14h4"),
+    ("jobs", "/jobs", "Jobs", "M9 6h11M9 12h11M9 18h11M4 6h1M4 12h1M4 18h1"),
+    ("plan", "/plan", "Plan", "M3 6h9M9 12h12M6 18h8"),
+    ("submit", "/submit", "Submit", "M12 5v14M5 12h14"),
+    ("nights", "/nights", "Reports", "M6 3h12v18H6zM9 8h6M9 12h6M9 16h3"),
+    ("settings", "/settings", "Settings", "M4 7h10M18 7h2M4 17h2M10 17h10M16 5v4M8 15v4"),
+)
+#: Which of them a template belongs to, by how its name begins.
+PLACE_OF = {"gpu": "gpus", "plan": "plan", "submit": "submit", "job": "jobs", "sweep": "jobs", "compare": "jobs", "night": "nights", "report": "nights", "settings": "settings"}  # fmt: skip
+#: Tells the service worker that it may keep this page for the hours in which the rig is off.
+KEEP = {"Overnight-Keep": "page"}
 #: Filters of the list, as they stand in the address.
 FILTERS = ("state", "kind", "tag", "q")
 STATES = tuple(str(state) for state in State)
@@ -62,15 +60,22 @@ Short = Annotated[str, Query(max_length=128)]
 def status_page(
     rig: Rig, state: Short = "", kind: Short = "", tag: Short = "", q: Short = "", cursor: Cursor = ""
 ) -> Response:
-    """The rig, its queue, and what ended."""
+    """The night, the GPUs, the queue; or with filters the jobs that were asked for."""
     chosen = {"state": state, "kind": kind, "tag": tag, "q": q}
-    return _page("home.html", rig, **_home(rig, chosen, cursor))
+    return _home_page(rig, chosen, cursor)
+
+
+@router.get("/fragments/night")
+def night_fragment(rig: Rig) -> Response:
+    """The night: what changes when a job ends."""
+    now = _now(rig)
+    return render("night_live.html", rig, **now, night=_night(rig, now["snap"]))
 
 
 @router.get("/fragments/slots")
 def slots_fragment(rig: Rig) -> Response:
     """Health, headline and slots: what changes while nothing happens in the queue."""
-    return _page("slots_live.html", rig, **_now(rig))
+    return render("slots_live.html", rig, **_now(rig))
 
 
 @router.get("/fragments/jobs")
@@ -79,7 +84,7 @@ def jobs_fragment(
 ) -> Response:
     """The lists of jobs."""
     chosen = {"state": state, "kind": kind, "tag": tag, "q": q}
-    return _page("jobs_live.html", rig, **_home(rig, chosen, cursor))
+    return render("jobs_live.html", rig, **_home(rig, chosen, cursor))
 
 
 @router.get("/login")
@@ -90,16 +95,7 @@ def login_page(rig: Rig, next: Short = "/") -> Response:
 
 def login_form(rig: Context, next: str, *, wrong: str = "", status: int = 200) -> HTMLResponse:
     """The same, with what was wrong the last time."""
-    return _page("login.html", rig, status, next=next if NEXT.fullmatch(next) else "/", wrong=wrong)
-
-
-@router.get("/static/{name}")
-def static_file(name: str, v: Short = "") -> Response:
-    """Style, scripts and icon. With their own hash in the address they are kept for good."""
-    if name not in STATIC:
-        raise ApiError(404, "Nothing is here.")
-    body, version = _asset(name)
-    return Response(body, media_type=STATIC[name], headers={"Cache-Control": FOREVER if v == version else "no-cache"})
+    return render("login.html", rig, status, next=next if NEXT.fullmatch(next) else "/", wrong=wrong)
 
 
 # -- the status page ----------------------------------------------------------------------------------------------------------
@@ -119,6 +115,27 @@ def _now(rig: Context) -> dict[str, Any]:
         "rig_acts": acts.of_rig(snap.facts.paused) if snap.facts is not None else [],
         "counts": snap.counts,
     }
+
+
+def _home_page(rig: Context, chosen: Mapping[str, str], cursor: str) -> Response:
+    shown = _home(rig, chosen, cursor)
+    if shown["filters"] or cursor:
+        return render("home.html", rig, **shown, night=None, title=shown["filter_title"], live="slots jobs")
+    night = _night(rig, shown["snap"])
+    title = night_panel.title(night) if night else shown["headline"]
+    answer = render("home.html", rig, **shown, night=night, title=title, live="night slots jobs")
+    answer.headers.update(KEEP if night else {})
+    return answer
+
+
+def _night(rig: Context, snap: panels.Snapshot) -> Night | None:
+    """The last night; None while nobody can tell it."""
+    if snap.facts is None:
+        return None
+    try:
+        return rig.nights.last(snap.facts, snap.since)
+    except redis.RedisError:
+        return None
 
 
 def _home(rig: Context, chosen: Mapping[str, str], cursor: str) -> dict[str, Any]:
@@ -207,7 +224,7 @@ def message(
 ) -> Response:
     """A page that says one thing, or asks one: then with the act's form and these fields."""
     sent = {name: value for name, value in (fields or {}).items() if name}
-    return _page("message.html", rig, status, title=title, text=text, back=back, act=act, fields=sent)
+    return render("message.html", rig, status, title=title, text=text, back=back, act=act, fields=sent)
 
 
 def slot_title(slot: Slot) -> str:
@@ -233,6 +250,7 @@ def frame(rig: Context) -> dict[str, Any]:
 
 def render(template: str, rig: Context, status: int = 200, **values: Any) -> HTMLResponse:
     """A page. Those that have a module of their own make theirs with this."""
+    values.setdefault("here", next((place for start, place in PLACE_OF.items() if template.startswith(start)), ""))
     text = _templates().get_template(template).render(settings=rig.settings, zone=rig.settings.zone, **values)
     return HTMLResponse(text, status)
 
@@ -256,7 +274,7 @@ def _templates() -> Environment:
         for name in ("age", "brief", "duration", "energy", "fixed", "number", "percent", "short", "size", "words")
     }
     environment.globals |= {
-        "asset": _asset_url,
+        "asset": asset_url,
         "moment": _moment,
         "link": _link,
         "file_link": _file_link,
@@ -266,7 +284,9 @@ def _templates() -> Environment:
         "telling_metric": wording.telling_metric,
         "acts_of": acts.of_job,
         "panels": panels,
+        "places": PLACES,
         "job_panel": job_panel,
+        "night_panel": night_panel,
         "sweep_panel": sweep_panel,
     }
     return environment
@@ -286,13 +306,3 @@ def _link(filters: Mapping[str, str], **changes: str) -> str:
 
 def _file_link(job_id: str, path: str) -> str:
     return f"/api/v1/jobs/{job_id}/files/{quote(path)}"
-
-
-@cache
-def _asset(name: str) -> tuple[bytes, str]:
-    body = (HERE / "static" / name).read_bytes()
-    return body, hashlib.sha256(body).hexdigest()[:12]
-
-
-def _asset_url(name: str) -> str:
-    return f"/static/{name}?v={_asset(name)[1]}"

@@ -106,7 +106,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
         "more_files": more,
         "comparable": _comparable(rig, job),
         "price_per_kwh": settings.price_per_kwh,
-        "usage": {"throttled_s": None, **usage_of(job)},
+        "usage": {"throttled_s": None, "contended_s": None, "contended_by": None, **usage_of(job)},
     }
 
 

@@ -16,7 +16,7 @@ import redis
 from api.acts import Act, of_slot
 from api.context import ready_slots
 from api.svg import sparkline
-from api.wording import age, clock, count, number
+from api.wording import age, clock, count, duration, number
 from daemon import telemetry
 from daemon.explain import explain
 from daemon.facts import Ledger
@@ -63,12 +63,18 @@ class Banner:
 
 @dataclass(frozen=True)
 class Heart:
-    """How fresh everything on the page is. `at` is the older of both, in seconds ago."""
+    """How fresh everything on the page is. `age_s` is that of the older of both; 0 when one is silent."""
 
     well: bool
     words: str
     daemon: str
     sampler: str
+    age_s: float = 0.0
+
+    @property
+    def short(self) -> str:
+        """As the page's script writes it every second."""
+        return duration(int(self.age_s)) if self.age_s >= 1 else "now"
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,8 @@ def heart(snap: Snapshot) -> Heart:
         return Heart(False, "queue unknown", daemon, sampler)
     if beat_age is None:
         return Heart(False, "daemon silent", daemon, sampler)
-    return Heart(well, age(snap.live.age_s or 0.0) if well else "sampler silent", daemon, sampler)
+    oldest_s = max(beat_age, snap.live.age_s or 0.0)
+    return Heart(well, age(oldest_s) if well else "sampler silent", daemon, sampler, oldest_s if well else 0.0)
 
 
 def banners(snap: Snapshot) -> list[Banner]:

@@ -4,6 +4,7 @@
     POST /do/sweeps/{id}/cancel
     POST /do/gpus/{slot}/{verb}   pause resume release check free
     POST /do/rig/{verb}           pause resume
+    POST /do/night/retry          a group= of the night's failures, with the changes that the page named
 
 A form that asks a question is answered with that question until it says `sure=yes`. Then: 303 back to `next`, or 204 for the
 script. The guard has refused other sites' forms by then; here a request must also *show* that our own page sent it.
@@ -17,18 +18,22 @@ import redis
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 
-from api import acts, page, routes_jobs, routes_rig, routes_sweeps, sweep_panel
+from api import acts, night_panel, page, routes_jobs, routes_rig, routes_sweeps, sweep_panel
 from api.acts import Act
 from api.auth import NEXT
 from api.context import Context, Rig
 from api.documents import form_body
-from api.editing import edit
+from api.editing import edit, retry
 from api.problems import ApiError, words_of
+from daemon.night.model import Action
 from daemon.store import UnknownJob
 from jobs.model import InvalidTransition, Job
 from jobs.spec import InvalidSpec
 
 router = APIRouter(include_in_schema=False)
+
+#: Of refused jobs so many are named.
+MOST_NAMED = 3
 
 Form = Annotated[Mapping[str, str], Depends(form_body)]
 Deed = Callable[[], object]
@@ -116,6 +121,36 @@ def do_with_rig(verb: str, request: Request, form: Form, rig: Rig) -> Response:
         raise ApiError(404, "Nothing is here.")
     found = [act for act in acts.of_rig(verb == "resume") if act.path == f"/do/rig/{verb}"]
     return _answer(request, form, rig, lambda: None if _asks(found, form) else deeds[verb](), found, back="/")
+
+
+@router.post("/do/night/retry", dependencies=[OurPage])
+def retry_group(request: Request, form: Form, rig: Rig) -> Response:
+    """The button of a group that needs somebody. What is changed for the retry is found anew: the form only says which jobs."""
+    found: list[Act] = []
+
+    def deed() -> None:
+        groups = rig.nights.made(rig.facts()).needs_you
+        group = next((g for g in groups if g.action and night_panel.key(g.action.jobs) == form.get("group")), None)
+        if group is None or group.action is None:
+            raise ApiError(409, "These jobs do not stand there together any more. Look at the page again.")
+        found.extend(night_panel.group_acts(group))
+        if not _asks(found, form):
+            _retry_all(group.action, rig)
+
+    return _answer(request, form, rig, deed, found, back="/")
+
+
+def _retry_all(action: Action, rig: Context) -> None:
+    """Every one that can go again goes; the others are named. Raises ApiError."""
+    refused: list[str] = []
+    for job in action.jobs:
+        try:
+            retry(job, action.changes.get(job, {}), rig)
+        except (InvalidTransition, UnknownJob, InvalidSpec, ApiError) as error:
+            refused.append(f"Job {job}: {words_of(error)[1]}")
+    if refused:
+        done = len(action.jobs) - len(refused)
+        raise ApiError(409, f"{done} of {len(action.jobs)} wait again. {' '.join(refused[:MOST_NAMED])}")
 
 
 def _asks(found: list[Act], form: Mapping[str, str]) -> bool:

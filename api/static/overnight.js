@@ -3,7 +3,9 @@
 
 const FRAGMENT_EVERY_MS = 1000; // at most
 const IDLE_EVERY_MS = { slots: 5000, job: 3000 }; // readings and logs change without an event
+const NIGHT_EVERY_MS = 60000; // it grows without an event, too
 const LOST_AFTER_MS = 4000;
+const OLD_AFTER_S = 15; // what is shown is older than any beat of a rig that is well
 const TYPES = ["submitted", "state", "progress", "metric", "log", "rig", "deleted", "resync"];
 
 const root = document.documentElement;
@@ -18,6 +20,8 @@ let lostSince = 0;
 let due = new Set();
 let timer = 0;
 let fetchedAt = 0;
+let nightAt = fetchedAt;
+let bornAt = Number(link.dataset.kept || Date.now()); // when the rig said what stands here
 
 root.classList.add("js");
 
@@ -77,8 +81,9 @@ async function fetchDue() {
   const names = [...due];
   due = new Set();
   fetchedAt = Date.now();
+  if (names.includes("night")) nightAt = fetchedAt;
   try {
-    for (const name of names) await fetchPart(name);
+    await Promise.all(names.map(fetchPart));
     found();
   } catch {
     lost();
@@ -104,6 +109,7 @@ async function fetchPart(name) {
 
 function show(html) {
   const fresh = new DOMParser().parseFromString(html, "text/html").body;
+  if (fresh.querySelector("#heart")) bornAt = Date.now();
   for (const part of [...fresh.children]) {
     const old = part.id && document.getElementById(part.id);
     if (old) replace(old, part);
@@ -114,15 +120,13 @@ function show(html) {
 
 function replace(old, fresh) {
   if (fresh.id === "columns") return replaceInside(old, fresh);
-  for (const details of old.querySelectorAll("details[open]")) {
-    const same = details.id && fresh.querySelector("#" + CSS.escape(details.id));
-    if (same) same.open = true;
-  }
   if (old.isEqualNode(fresh) || isBeingRead(old)) return;
-  const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
-  old.replaceWith(fresh);
-  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
-  for (const log of fresh.querySelectorAll("pre.log")) log.scrollTop = log.scrollHeight;
+  const focused = old.contains(document.activeElement) ? document.activeElement : null;
+  become(old, fresh);
+  if (focused && document.activeElement !== focused) {
+    (focused.isConnected ? focused : document.getElementById(focused.id))?.focus({ preventScroll: true });
+  }
+  for (const log of old.querySelectorAll("pre.log")) log.scrollTop = log.scrollHeight;
 }
 
 // The columns of a job's page: part by part, so that what did not change stays as it is.
@@ -130,6 +134,28 @@ function replaceInside(old, fresh) {
   for (const part of [...fresh.querySelectorAll(":scope > div > [id]")]) {
     const same = document.getElementById(part.id);
     if (same && old.contains(same)) replace(same, part);
+  }
+}
+
+// Make an element what the server says, and leave alone what is so already: the focus, an open menu, and most of the work stay.
+function become(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.nodeName !== fresh.nodeName || old.id !== fresh.id || old.nodeType !== Node.ELEMENT_NODE) return old.replaceWith(fresh);
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  const named = new Map();
+  for (const child of old.children) if (child.id) named.set(child.id, child);
+  let at = old.firstChild;
+  for (const next of [...fresh.childNodes]) {
+    const same = next.id ? named.get(next.id) : at && !at.id && at.nodeName === next.nodeName ? at : null;
+    if (same && same === at) at = at.nextSibling;
+    else old.insertBefore(same || next, at);
+    if (same) become(same, next);
+  }
+  while (at) {
+    const gone = at;
+    at = at.nextSibling;
+    gone.remove();
   }
 }
 
@@ -149,7 +175,8 @@ function lost() {
 
 function found() {
   lostSince = 0;
-  if (link.dataset.kind === "lost") say("");
+  if (link.dataset.kind === "kept") want(parts); // it is back: show how things are
+  if (link.dataset.kind === "lost" || link.dataset.kind === "kept") say("");
 }
 
 function say(text, kind = "") {
@@ -159,12 +186,25 @@ function say(text, kind = "") {
 
 function tick() {
   if (document.hidden) return;
-  if (lostSince && Date.now() - lostSince > LOST_AFTER_MS) {
+  if (lostSince && Date.now() - lostSince > LOST_AFTER_MS && link.dataset.kind !== "kept") {
     say("No connection to the rig: this is what was known before. It reconnects by itself.", "lost");
   }
   const ended = ownJob && !document.querySelector("#jobhead.queued, #jobhead.running");
+  if (!ended) grow();
   const everyMs = ownJob ? IDLE_EVERY_MS.job : IDLE_EVERY_MS.slots;
   if (!ended && Date.now() - fetchedAt >= everyMs) want(!ownJob && parts.includes("slots") ? ["slots"] : parts);
+  if (parts.includes("night") && Date.now() - nightAt >= NIGHT_EVERY_MS) want(["night"]);
+}
+
+// The heartbeat's age goes on while nothing comes, and is no good news any more when it is old.
+function grow() {
+  const passed = Math.round((Date.now() - bornAt) / 1000);
+  for (const beat of document.querySelectorAll("[data-age]")) {
+    const age = Number(beat.dataset.age) + passed;
+    const text = age < 1 ? "now" : age < 120 ? `${age}\u202fs` : age < 7200 ? `${Math.round(age / 60)}\u202fmin` : `${Math.round(age / 3600)}\u202fh`;
+    if (beat.textContent !== text) beat.textContent = text;
+    if (passed > OLD_AFTER_S) beat.closest(".heart").className = "heart ill";
+  }
 }
 
 // -- buttons -----------------------------------------------------------------------------------------------------------
@@ -217,6 +257,8 @@ async function copy(button) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button?.dataset.copy) copy(button);
+  const block = event.target.closest("[data-to]"); // a run in the timeline; the same jobs stand in the lists
+  if (block?.dataset.to.startsWith("/")) location.assign(block.dataset.to);
 });
 
 document.addEventListener("submit", (event) => {
@@ -239,6 +281,9 @@ if (parts.length) {
   addEventListener("pageshow", (event) => event.persisted && wake());
   setInterval(tick, 1000);
   if (!document.hidden) open();
-  fetchedAt = Date.now();
+  fetchedAt = nightAt = Date.now();
 }
 for (const log of document.querySelectorAll("pre.log")) log.scrollTop = log.scrollHeight;
+if (isSecureContext && navigator.serviceWorker) {
+  addEventListener("load", () => navigator.serviceWorker.register("/static/offline.js", { scope: "/" }).catch(() => {}));
+}

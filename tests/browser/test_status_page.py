@@ -96,12 +96,36 @@ def test_the_focus_stays_where_it_was_when_parts_are_replaced(visit: Visit, site
     page = visit("/")
     link = page.locator(f"[id='on-{site.rig.slots[1].id}']")
     link.focus()
-    page.evaluate("() => { window.before = document.activeElement }")
     job = site.rig.progress(site.jobs["second"], 3333, 4800, phase="generating", eta_s=60.0)
     page.locator("text=3\u202f333").wait_for()
     assert page.evaluate("() => document.activeElement.id") == f"on-{site.rig.slots[1].id}"
-    assert page.evaluate("() => document.activeElement !== window.before"), "it was not replaced at all"
     site.rig.progress(job, 3120, 4800, phase="generating", eta_s=22 * 60.0, tokens_per_s=1620.0)
+
+
+def test_the_focus_stays_on_a_job_whose_row_moves(visit: Visit, site: Site) -> None:
+    page = visit("/")
+    page.wait_for_function("() => streams[0]?.readyState === 1")
+    mine, row = f"name-{site.jobs['nan'].id}", page.locator(f"#row-{site.jobs['nan'].id}")
+    page.locator(f"#{mine}").focus()
+    before = row.bounding_box()
+    job = site.rig.submit({"kind": "command", "argv": ["true"], "name": "pushes them down"}, time.time())
+    site.rig.cancel(job, time.time())
+    page.locator("#jobs .row.cancelled", has_text="pushes them down").wait_for()
+    after = row.bounding_box()
+    assert before is not None and after is not None and after["y"] > before["y"] + 20
+    assert page.evaluate("() => document.activeElement.id") == mine
+    site.rig.store.delete(job.id)
+
+
+def test_an_open_menu_stays_open_when_the_list_changes(visit: Visit, site: Site) -> None:
+    page = visit("/")
+    page.wait_for_function("() => streams[0]?.readyState === 1")
+    page.locator(f"#change-{site.jobs['next'].id} summary").click()
+    job = site.rig.submit({"kind": "command", "argv": ["true"], "name": "comes in meanwhile"}, time.time())
+    page.locator("#jobs .row.queued", has_text="comes in meanwhile").wait_for()
+    assert page.locator(f"#change-{site.jobs['next'].id}").get_attribute("open") is not None
+    site.rig.cancel(job, time.time())
+    site.rig.store.delete(job.id)
 
 
 def test_a_page_that_is_cut_off_says_so_and_recovers(visit: Visit, site: Site) -> None:
@@ -197,11 +221,14 @@ def test_those_who_do_not_see_it_find_their_way(visit: Visit, site: Site, dark: 
 
 def test_without_script_everything_can_be_read(visit: Visit, site: Site) -> None:
     page = visit("/", phone=True, script=False)
+    assert "failed" in page.locator(".mood").inner_text()
+    assert page.locator(".lane").count() == 2 and page.locator(".lane g").count() >= 6
+    assert page.locator(f"#act-group-{site.jobs['nan'].id}").is_visible(), "the safe way on is a form"
     assert page.locator(".slot").count() == 2
     assert page.locator(".spark .line").first.get_attribute("d")
     assert page.locator("#jobs .row").count() >= 8
     assert 'http-equiv="refresh"' in page.content()
-    page.locator("a", has_text="convert to GGUF").click()
+    page.locator("#jobs a", has_text="convert to GGUF").click()
     assert "Failed: its own error" in page.locator(".verdict").inner_text()
     assert page.locator("#act-retry").is_visible()
     assert not page.locator("[data-copy]").is_visible(), "a button that does nothing"
