@@ -23,6 +23,7 @@ from api import (
     routes_jobs,
     routes_login,
     routes_plan,
+    routes_preview,
     routes_repeat,
     routes_rig,
     routes_rigs,
@@ -37,6 +38,7 @@ from api.elsewhere import Elsewhere, HeldElsewhere
 from api.guard import Guard
 from api.hub import Hub
 from api.problems import documented, install
+from api.routes_preview import PreviewDocument
 from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.settings import Settings
@@ -96,6 +98,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         routes_jobs,
         routes_sweeps,
         routes_estimate,
+        routes_preview,
         routes_runs,
         routes_repeat,
         routes_events,
@@ -178,6 +181,7 @@ def document_schemas() -> dict[str, Any]:
             "minProperties": 1,
             "properties": {"held": {"type": "boolean"}, "position": POSITION},
         },
+        "PreviewDocument": PreviewDocument.model_json_schema(),
         "MoveDocument": _object(
             {"jobs": {"type": "array", "items": {"type": "string"}, "minItems": 1}, "position": POSITION}
         ),
