@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from model_folders import copy_tokenizer
 
 from daemon.settings import Settings
 from jobs.data import Reading, convert
@@ -23,15 +24,8 @@ ROWS = [
 
 
 @pytest.fixture
-def settings(settings: Settings, tiny_model: Path) -> Settings:
-    """The model lies where the rig's other jobs may name it, too."""
-    return settings.model_copy(update={"allowed_paths": (tiny_model.parent,)})
-
-
-@pytest.fixture
 def tuned(settings: Settings, tiny_model: Path) -> dict[str, Any]:
-    settings.models.mkdir(parents=True)
-    (settings.models / "tiny").symlink_to(tiny_model)
+    copy_tokenizer(tiny_model, settings.models / "tiny")
     return {"kind": "finetune", "model": "tiny", "data": f"sha256:{DIGEST}", "max_length": 80}
 
 
