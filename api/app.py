@@ -31,6 +31,7 @@ from api import (
     routes_login,
     routes_notify,
     routes_plan,
+    routes_preview,
     routes_repeat,
     routes_report,
     routes_rig,
@@ -49,6 +50,7 @@ from api.hub import Hub
 from api.night_keeper import NightKeeper
 from api.nights import Nights
 from api.problems import documented, install
+from api.routes_preview import PreviewDocument
 from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.settings import Settings
@@ -114,6 +116,7 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         routes_sweeps,
         routes_compare,
         routes_estimate,
+        routes_preview,
         routes_runs,
         routes_repeat,
         routes_events,
@@ -202,6 +205,7 @@ def document_schemas() -> dict[str, Any]:
             "minProperties": 1,
             "properties": {"held": {"type": "boolean"}, "position": POSITION},
         },
+        "PreviewDocument": PreviewDocument.model_json_schema(),
         "MoveDocument": _object(
             {"jobs": {"type": "array", "items": {"type": "string"}, "minItems": 1}, "position": POSITION}
         ),

@@ -91,6 +91,10 @@ class Client:
         """What a job would need, and whether it fits. Facts of data that is not uploaded: rows, text_bytes, longest_bytes."""
         return self._json("POST", "/estimate", json=dict(document), params=facts)
 
+    def preview(self, body: Mapping[str, Any]) -> Json:
+        """What a fine-tune would learn from: `{"job": {...}, "rows": [[line, {...}], ...], "known": {"rows": N}}`."""
+        return self._json("POST", "/preview", json=dict(body))
+
     def jobs(self, **filters: Any) -> Json:
         """One page, newest first: `{"jobs": [...], "next": cursor or None}`. Filters: state, kind, tag, q, order, limit, cursor."""
         return self._json("GET", "/jobs", params={k: v for k, v in filters.items() if v is not None})

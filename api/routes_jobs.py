@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from api.context import Context, Rig
 from api.documents import batch_of, csv_reader, json_body, optional_json_body
 from api.editing import edit, move, retry
+from api.previewing import glimpse
 from api.problems import documented
 from api.submission import checked, one, submit, would_wait_because
 from api.views import Batch, JobList, JobPage, JobSummary, JobView, RanBefore, Trial, TrialBatch
@@ -73,7 +74,9 @@ def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -
         [admitted] = checked(one(body), rig)
         [reason] = would_wait_because([admitted], rig.facts())
         before = RanBefore.of(rig.store.alike([admitted.spec])[0])
-        return _json(Trial(job=dump(admitted.spec), would_wait_because=reason, ran_before=before))
+        found = glimpse(admitted.spec, rig)
+        trial = Trial(job=dump(admitted.spec), would_wait_because=reason, ran_before=before, preview=found)
+        return _json(trial)
     done = submit(one(body), body, rig, key=key)
     before = RanBefore.of(done.ran_before[0]) if done.ran_before else None
     job = JobView.of(done.jobs[0], rig.facts()).model_copy(update={"ran_before": before})

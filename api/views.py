@@ -13,6 +13,7 @@ from daemon.idle import Idle
 from daemon.plan import Facts
 from daemon.tariff import tokens_of
 from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
+from jobs.preview import Preview
 
 #: These belong together: the moment and the place of the highest temperature.
 HOTTEST = ("temperature_max_at", "temperature_max_slot")
@@ -256,6 +257,8 @@ class Trial(BaseModel):
     job: dict[str, Any]
     would_wait_because: str | None
     ran_before: RanBefore | None = None
+    #: Of a fine-tune whose data is on the rig.
+    preview: Preview | None = None
 
 
 class TrialBatch(BaseModel):

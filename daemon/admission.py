@@ -19,6 +19,7 @@ from daemon.settings import Settings
 from jobs import interpreter
 from jobs.data import DataReport, InvalidData, Reading
 from jobs.estimate import UNKNOWN, Outlook
+from jobs.light_tokenizer import read_template
 from jobs.model import Job, State, dependency
 from jobs.spec import (  # fmt: skip
     HUB_ID,
@@ -120,7 +121,10 @@ def examine(
             ("secrets", partial(_secrets, spec.secrets, settings.secrets_file)),
         ]
     else:
-        checks += [("trust_remote_code", partial(_remote_code, spec, settings, places))]
+        checks += [
+            ("trust_remote_code", partial(_remote_code, spec, settings, places)),
+            ("chat_template", partial(_template, paths)),
+        ]
         for name in ("data", "eval_data"):
             if name in paths:
                 errors += _row_errors(spec, name, paths, reports)
@@ -203,6 +207,14 @@ def _remote_code(spec: FinetuneSpec | GenerateSpec, settings: Settings, places: 
         raise Refused(f"needs a pinned revision: {name}@<commit>, listed in the rig's allow_remote_code")
     if name not in settings.allow_remote_code:
         raise Refused(f"{name} is not listed in the rig's allow_remote_code, so its own code may not run")
+
+
+def _template(paths: Mapping[str, str]) -> None:
+    if (path := paths.get("chat_template")) and Path(path).exists():
+        try:
+            read_template(Path(path))
+        except ValueError as error:
+            raise Refused(str(error)) from None
 
 
 def _row_errors(

@@ -156,9 +156,14 @@ def _value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _model(name: str, paths: Mapping[str, str]) -> ModelFacts | str:
+def model_folder(name: str, paths: Mapping[str, str]) -> Path | None:
+    """Where a document's model is on this rig; None while it is still on the hub."""
     base = paths.get("model", "")
-    folder = Path(base) if base.startswith("/") else known_files.hub_folder(base or name, os.environ)
+    return Path(base) if base.startswith("/") else known_files.hub_folder(base or name, os.environ)
+
+
+def _model(name: str, paths: Mapping[str, str]) -> ModelFacts | str:
+    folder = model_folder(name, paths)
     if folder is None:
         return "its model is still on the hub"
     found = known_files.model(folder)

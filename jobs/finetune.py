@@ -13,7 +13,7 @@ from typing import Any
 import peft  # noqa: TID253
 from trl import SFTConfig  # noqa: TID253
 
-from jobs import checkpoints, environment, sft, weights
+from jobs import checkpoints, environment, preview, sft, weights
 from jobs.card import model_card
 from jobs.estimate import optimizer_steps, save_every
 from jobs.log import say
@@ -30,6 +30,8 @@ IDENTITY = (
     "method",
     "dtype",
     "seed",
+    "data_fields",
+    "chat_template",
     "max_length",
     "packing",
     "assistant_only_loss",
@@ -59,6 +61,7 @@ def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
     tokenizer = weights.load_tokenizer(run.order)
     rows = tokenise(run, "data", tokenizer, drafts)
     eval_rows = tokenise(run, "eval_data", tokenizer, drafts) if "eval_data" in run.order.paths else None
+    preview.leave(run, tokenizer, rows.rows + rows.dropped)
     resumed = _resumable(run, rows)
     _forget_metrics_after(run, checkpoints.step_of(resumed) if resumed else 0)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.data import InvalidData, Row, checked_messages, prompt_shape, read_rows, unit_of
+from jobs.data import InvalidData, Reading, Row, convert, read_rows, unit_of
 from jobs.encoding import render
 from jobs.model import Cause
 from jobs.run import Interrupted, JobError, Run
@@ -29,11 +29,11 @@ class Prompt:
 def read_prompts(run: Run, tokenizer: Any, context: int) -> Iterator[Prompt]:
     """Every row of the job's data. A row that the model cannot take carries its error; a broken file ends the job."""
     path = Path(run.order.paths["data"])
-    told_at = -math.inf
+    reading, told_at = Reading.of(run.order.spec), -math.inf
     try:
         for index, (number, row) in enumerate(read_rows(path)):
             try:
-                prompt_shape(row)
+                row = convert(row, reading).row
             except ValueError as error:
                 raise InvalidData(path, number, str(error), unit=unit_of(path)) from None
             yield _prompt(index, row, tokenizer, context)
@@ -75,7 +75,7 @@ def _prompt(index: int, row: Row, tokenizer: Any, context: int) -> Prompt:
 def _text(row: Row, tokenizer: Any) -> tuple[str, bool]:
     """The text to continue, and whether the tokenizer must add its own first token (a chat template has it)."""
     if row.get("messages") is not None:
-        return render(tokenizer, checked_messages(row["messages"], "messages"), row.get("tools"), to_answer=True), False
+        return render(tokenizer, row["messages"], row.get("tools"), to_answer=True), False
     if getattr(tokenizer, "chat_template", None):
         return render(tokenizer, [{"role": "user", "content": row["prompt"]}], to_answer=True), False
     return row["prompt"], True

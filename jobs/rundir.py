@@ -11,6 +11,7 @@ code/              the working folder that came along, for a command          (c
 output/            results                                                    (child)
 result.json        how the attempt ended, in the child's words                (child)
 exit.json          how the child's process ended, in its keeper's words       (worker)
+preview.json       first rows as the model sees them, lengths, what is cut    (child)
 stacks.txt         stack of every thread, when it hung                        (child)
 gpu.json           what its slots did at that moment                          (worker)
 """
@@ -76,6 +77,10 @@ class RunDir:
     @property
     def stacks(self) -> Path:
         return self.path / "stacks.txt"
+
+    @property
+    def preview(self) -> Path:
+        return self.path / "preview.json"
 
     @property
     def gpu(self) -> Path:

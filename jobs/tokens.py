@@ -11,7 +11,7 @@ from typing import Any
 import datasets  # noqa: TID253
 import pyarrow  # noqa: TID253
 
-from jobs.data import InvalidData, read_rows, sha256_of, training_shape, unit_of
+from jobs.data import InvalidData, Reading, sha256_of, training_rows, training_shape, unit_of
 from jobs.encoding import encode
 from jobs.log import say
 from jobs.model import Cause
@@ -70,7 +70,7 @@ def _encoded(
     run: Run, path: Path, spec: Mapping[str, Any], tokenizer: Any, counts: _Counts
 ) -> Iterator[dict[str, list[int]]]:
     told_at = -math.inf
-    for number, row in read_rows(path):
+    for number, row in training_rows(path, Reading.of(spec)):
         try:
             # a packed text is split where it is too long, everything else is cut
             whole = spec["packing"] and training_shape(row) == "text"

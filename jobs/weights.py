@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.causes import NETWORK_PACKAGES, chain, is_disk_full
+from jobs.light_tokenizer import read_template, template_file
 from jobs.model import Cause
 from jobs.run import JobError, Order
 
@@ -99,6 +100,11 @@ def load_tokenizer(order: Order) -> Any:
         if (unusable := _unusable(error, f"The tokenizer of {order.spec['model']}", local=source.is_local)) is None:
             raise
         raise unusable from error
+    if (file := template_file(order.paths)) is not None:
+        try:
+            tokenizer.chat_template = read_template(file)
+        except ValueError as error:
+            raise JobError(Cause.BAD_INPUT, f"chat_template: {error}.") from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise JobError(Cause.BAD_INPUT, f"The tokenizer of {order.spec['model']} has no end token.")

@@ -1,6 +1,7 @@
 """Model folders with the real numbers of real models and no weights: `config.json`, and a safetensors file that ends after its header."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def write_model(folder: Path, config: Mapping[str, Any], *, dtype: str = "BF16",
     for name in names:
         write_header(folder / name, {t: shape for t, shape in tensors if places[t] == name}, dtype)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder
+
+
+def copy_tokenizer(model: Path, folder: Path) -> Path:
+    """A model's folder with its real tokenizer and no weights."""
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(model / name, folder)
+    (folder / "model.safetensors").touch()
     return folder
 
 

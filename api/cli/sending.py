@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api.cli import documents, estimates, fields, flags, follow, output, plan, workdirs
+from api.cli import documents, estimates, fields, flags, follow, output, plan, previews, workdirs
 from api.cli.session import USAGE, Session, fail, fate
 from api.client import ApiProblem, RigUnreachable, new_key
 from jobs.data import DataReport
@@ -104,6 +104,7 @@ def _post(session: Session, body: Json, how: How) -> tuple[list[Json], str | Non
 def _dry_run(
     session: Session, body: Json, folders: Sequence[Path], how: How, reports: Mapping[str, DataReport]
 ) -> None:
+    local = {} if documents.is_batch(body) else {key: path for _, key, path in documents.local_files(body, folders)}
     files = documents.name_files(body, folders)
     try:
         trials, _ = _post(session, body, how)
@@ -117,8 +118,10 @@ def _dry_run(
     needs = None if documents.is_batch(body) else estimates.ask(session, body, reports)
     if needs and needs["message"]:  # the rig could not tell before it had the data
         fail(output.clean_line(needs["message"]), USAGE)
+    view = trials[0].get("preview") or _preview(session, body, local, reports)
     if session.as_json:
-        output.emit({"valid": True, "jobs": trials, "uploads": [str(path) for path in files], "estimate": needs})
+        uploads = [str(path) for path in files]
+        output.emit({"valid": True, "jobs": trials, "uploads": uploads, "estimate": needs, "preview": view})
         return
     session.say(f"Valid: {len(trials)} job{'s' if len(trials) > 1 else ''} would be queued. Nothing was stored.")
     for path in files:
@@ -129,6 +132,16 @@ def _dry_run(
         session.say(f"  It would wait: {trials[0]['would_wait_because']}")
     if needs:
         estimates.show(session, needs)
+    if view:
+        previews.show(session, view)
+
+
+def _preview(session: Session, body: Json, local: Mapping[str, Path], reports: Mapping[str, DataReport]) -> Json | None:
+    """Of one fine-tune whose files are only here."""
+    if documents.is_batch(body) or body.get("kind") != "finetune":
+        return None
+    report = reports.get(str(body.get("data")))
+    return previews.ask(session, body, (local["data"], report) if report else None, local.get("chat_template"))
 
 
 def _stay(session: Session, jobs: list[Json], how: How) -> None:

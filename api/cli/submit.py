@@ -66,7 +66,7 @@ def how_to_submit(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Any field, as in --set lora.r=8."),
         click.option("-f", "--follow", "--watch", "follow_", is_flag=True, help="Show log and progress until it has ended; Ctrl-C leaves it running."),
         click.option("-w", "--wait", is_flag=True, help="Say nothing until it has ended."),
-        click.option("--dry-run", is_flag=True, help="Check only: nothing is stored or uploaded."),
+        click.option("--dry-run", is_flag=True, help="Check and show what would be learnt: nothing is stored; some rows are sent to be measured."),
         click.option("--key", default="", help="Idempotency key: the same key never submits twice."),
         with_rig,
     )):  # fmt: skip

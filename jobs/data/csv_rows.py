@@ -27,9 +27,16 @@ def delimiter_of(first_line: str, known: Collection[str]) -> str | None:
 
 
 def rows(file: BinaryIO, delimiter: str) -> Found:
-    """Each row with the line where it ends (a cell may hold line breaks)."""
+    """Each row with the line where it begins (a cell may hold line breaks)."""
     csv.field_size_limit(MAX_LINE_BYTES)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    try:
+        yield from _rows(text, delimiter)
+    finally:
+        text.detach()  # the file is its owner's to close
+
+
+def _rows(text: io.TextIOWrapper, delimiter: str) -> Found:
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     while True:
@@ -49,6 +56,7 @@ def rows(file: BinaryIO, delimiter: str) -> Found:
         if names is None:
             names = [name.strip() for name in cells]
         elif len(cells) != len(names):
-            yield line, RowError(line, f"has {len(cells)} cells, and the first line names {len(names)} columns")
+            has = f"has {len(cells)} cell{'s' if len(cells) > 1 else ''}"
+            yield line, RowError(line, f"{has}, and the first line names {len(names)} columns")
         else:
             yield line, {name: cell for name, cell in zip(names, cells, strict=True) if cell != ""}

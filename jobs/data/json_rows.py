@@ -92,6 +92,8 @@ class _Array:
                         raise _Broken("expecting ',' or ']' between two rows" if mark else "the array does not end")
                     self.at += 1
                     self._skip(SPACE)
+                if not self._peek():
+                    raise _Broken("the array does not end")
                 first = False
                 number = self.line
                 yield number, _object(number, self._value())

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jobs.spec.common import DataFields, Document, Line, ModelSpec, Text
 
@@ -22,7 +22,6 @@ class FinetuneSpec(ModelSpec):
     kind: Literal["finetune"] = "finetune"
     data: Text = Field(description="JSONL, JSON, CSV, Parquet or Arrow: chats, prompt/completion, text, preferences.")
     eval_data: Text | None = None
-    eval_fraction: float | None = Field(None, gt=0, le=0.5, description="Keep this share of `data` for evaluation.")
     data_fields: DataFields = Field({}, description="The file's own names of columns: question=prompt.")
     chat_template: Text | None = Field(None, description="A Jinja file to use in place of the model's own template.")
     method: Literal["lora"] = "lora"
@@ -43,9 +42,3 @@ class FinetuneSpec(ModelSpec):
     save_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; about ten per run when left out.")  # fmt: skip
     eval_steps: PositiveInt | None = None
     lora: LoraSpec = LoraSpec()
-
-    @model_validator(mode="after")
-    def _one_source_of_evaluation(self) -> "FinetuneSpec":
-        if self.eval_fraction is not None and self.eval_data is not None:
-            raise ValueError("eval_fraction: eval_data names the rows to evaluate on; leave one of the two out")
-        return self

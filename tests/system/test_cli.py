@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from model_folders import LLAMA_3_8B, write_model
+from model_folders import LLAMA_3_8B, copy_tokenizer, write_model
 from until import until
 
 from api.cli import demo, overnight, submit
@@ -245,6 +245,38 @@ def test_a_dry_run_tells_what_the_job_would_need(api: Api, big_model: str, tmp_p
     assert "NVIDIA 24 of rig (24.0 GiB): fits" in result.stdout
     estimate = json.loads(api.submit("finetune", *flags, "--json").stdout)["estimate"]
     assert (estimate["fits"], estimate["steps"]) == (True, 3)
+
+
+def test_a_dry_run_of_a_fine_tune_shows_what_is_learnt(api: Api, tiny_model: Path, tmp_path: Path):
+    copy_tokenizer(tiny_model, api.home / "models" / "tiny")
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}")
+    row = {"question": "Where is \x1b[31mbolt 7?", "answer": "Shelf A1."}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 40)
+    flags = ("--model", "tiny", "--data", str(tmp_path / "rows.jsonl"), "--dry-run")
+    names = ("--data-fields", "question=instruction", "--data-fields", "answer=output")
+    result = api.submit("finetune", *flags, *names, "--max-length", "24")
+    assert result.exit_code == 0, result.output
+    assert "Data: JSONL of Alpaca, 40 rows" in result.stdout
+    assert "Alpaca's `instruction`, `input` and `output` read as `messages`" in result.stdout
+    assert "max_length 24: 40 rows are longer and cut" in result.stdout
+    assert "Where is bolt 7?" in result.stdout
+    assert not CONTROLS.search(result.stdout)
+    own = api.submit("finetune", *flags, *names, "--chat-template", str(tmp_path / "chat.jinja"))
+    assert "assistant:[[ Shelf A1.<|im_end|>]]" in own.stdout
+    view = json.loads(api.submit("finetune", *flags, *names, "--json").stdout)["preview"]
+    assert (view["rows"], view["trained_tokens"] > 0, view["shape"]) == (40, True, "messages")
+    assert not (api.home / "inputs").exists()
+    shutil.rmtree(api.home / "models")
+
+
+def test_wrong_lines_are_told_before_anything_is_sent(api: Api, cable: Cable, tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text(ROWS + "{\n" + ROWS + '{"prompt": "x"}\n')
+    flags = ("--model", "tiny", "--data", str(tmp_path / "rows.jsonl"))
+    result = api.submit("finetune", *flags, OVERNIGHT_URL=cable.url)
+    assert result.exit_code == 2
+    assert "data: rows.jsonl, line 2: not valid JSON" in result.stderr
+    assert "data: rows.jsonl, line 4: `completion` is missing" in result.stderr
+    assert cable.requests == []
 
 
 def test_what_fits_is_told_before_anything_is_sent(api: Api, cable: Cable, big_model: str, tmp_path: Path):

@@ -97,6 +97,13 @@ def test_its_metrics_tell_what_was_learnt_from(undisturbed: RunDir) -> None:
     assert metrics["tokens_per_s"] > 0
 
 
+def test_what_it_learns_from_can_be_looked_at(undisturbed: RunDir) -> None:
+    preview = read_json(undisturbed.preview) or {}
+    assert preview["trained_tokens"] == result(undisturbed)["metrics"]["trained_tokens"]
+    assert [part["text"] for part in preview["examples"][0]["segments"]] == ["Bolt 0:", " shelf 0<|im_end|>"]
+    assert (preview["source"], preview["format"], preview["rows"]) == ("prompt/completion", "JSONL", 16)
+
+
 def test_each_step_is_in_the_curve_once(undisturbed: RunDir) -> None:
     lines = curve(undisturbed)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))

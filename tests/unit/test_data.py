@@ -290,3 +290,21 @@ def test_a_template_that_refuses_a_row_is_quoted(tiny_model: Path) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ValueError, match="refuses the messages: roles must alternate"):
         encode(CHAT, tokenizer, None)
+
+
+def test_a_chat_template_of_ones_own_takes_the_models_place(tiny_model: Path, tmp_path: Path) -> None:
+    """And an adapter brings the one that it learnt with."""
+    from jobs import weights
+    from jobs.run import JobError, Order
+
+    def order(**paths: Path) -> Order:
+        found = {name: str(path) for name, path in {"model": tiny_model, **paths}.items()}
+        return Order(job_id="1", attempt=1, fence=1, resume=False, spec={"model": "tiny"}, paths=found)
+
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    for paths in ({"chat_template": tmp_path / "chat_template.jinja"}, {"adapter": tmp_path}):
+        tokenizer = weights.load_tokenizer(order(**paths))
+        assert tokenizer.apply_chat_template(CHAT["messages"], tokenize=False) == "Where is bolt 7?!"
+    (tmp_path / "chat_template.jinja").write_text("{% if messages %}")
+    with pytest.raises(JobError, match="is not a Jinja template: line 1"):
+        weights.load_tokenizer(order(adapter=tmp_path))
