@@ -24,7 +24,7 @@ from daemon.night.model import Night
 
 LONGEST_NAME, LONGEST_LINE = 80, 300
 #: What could be read as markup in our own sentences, which may hold a sweep's name or a metric's.
-SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")
+SPECIAL = re.compile(r"([\\`*{}\[\]|~!]|^[#+-]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 LISTED = 50
 
 
@@ -71,7 +71,7 @@ def _needs_you(night: Night) -> Iterator[str]:
     for trouble in night.troubles:
         lines += [f"- **{safe(trouble.words)}**", *([f"  {safe(trouble.hint)}"] if trouble.hint else [])]
     for group in night.needs_you:
-        lines.append(f"- **{safe(group_title(group))}**: {safe(group_jobs(group))}, {code(group.names[0])}")
+        lines.append(f"- **{safe(group_title(group))}**: {group_jobs(group)}, {code(group.names[0])}")
         lines += [f"  {code(group.line, LONGEST_LINE)}"] if group.line else []
         lines += [f"  {safe(said)}" for said in (group.hint, waited_words(group)) if said]
         if group.action is not None:
@@ -93,7 +93,7 @@ def _ran(night: Night) -> Iterator[str]:
         for ran in night.ran[:LISTED]
     ]
     if rows:
-        head = ["| job | name | state | from to to | result |", "|---|---|---|---|---|"]
+        head = ["| job | name | state | when | result |", "|---|---|---|---|---|"]
         yield from _section("What ran", [*head, *rows])
     if more := night.more + max(0, len(night.ran) - LISTED):
         yield from ("", f"And {number(more)} more.")

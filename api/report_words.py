@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from zoneinfo import ZoneInfo
 
-from api.wording import clock, count, duration, energy, number, percent, words
+from api.wording import CAUSE_WORDS, clock, count, duration, energy, number, percent, words
 from daemon.night.model import Best, Foretold, Group, Night, Ran, Repaired, Waits
 from daemon.night.verdict import signed
 
@@ -146,7 +146,7 @@ def foretold_words(told: Foretold, night: Night) -> str:
 def result_words(ran: Ran) -> str:
     """What came out, or why nothing did."""
     parts = [f"{ran.metric} {number(ran.value)}"] if ran.metric and ran.value is not None else []
-    parts += [words(str(ran.cause))] if ran.cause else []
+    parts += [CAUSE_WORDS[ran.cause]] if ran.cause else []
     parts += [f"{ran.attempts} runs"] if ran.attempts > 1 else []
     parts += [f"low use: its GPUs were {percent(ran.low_use)} busy"] if ran.low_use is not None else []
     return ", ".join(parts)

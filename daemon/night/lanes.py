@@ -78,7 +78,7 @@ def _lane(slot: Slot, blocks: list[Block], idle_found: list[Idle], records: Reco
         title=slot.title,
         name=slot.name,
         blocks=tuple(_condensed(blocks, whole_s)),
-        idle=tuple(IdleTime(start=one.start, end=one.end, reason=one.reason) for one in idle_found),
+        idle=tuple(_drawn(idle_found, whole_s)),
         busy_ratio=ratio,
         words=_words(ratio, idle_found, records),
     )
@@ -118,6 +118,14 @@ def _joined(blocks: Sequence[Block], near_s: float) -> Iterator[Block]:
         last = block
     if last is not None:
         yield last
+
+
+def _drawn(found: Sequence[Idle], whole_s: float) -> Iterator[IdleTime]:
+    """Idle times as they are drawn: of too many only those that can be seen."""
+    least_s = whole_s * NEAR if len(found) > MOST_BLOCKS else 0.0
+    for one in found:
+        if one.seconds >= least_s:
+            yield IdleTime(start=one.start, end=one.end, reason=one.reason)
 
 
 def _words(ratio: float | None, found: Sequence[Idle], records: Records) -> str:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 MINUTE_S = 60.0
 #: A shorter time is read second by second.
-SHORT_S = 2 * 3600.0
+SHORT_S = 600.0
 MINUTES = f"""
 SELECT ts, n, energy_mj, power_avg, temp_max, {", ".join(f"thr_{name}_ms" for name in ("power", "sw_therm", "hw_therm", "brake"))}
 FROM s60 WHERE gid = ? AND ts >= ? AND ts <= ? ORDER BY ts
@@ -37,20 +37,20 @@ def of_night(settings: Settings, slots: Sequence[str], start: float, end: float)
     covered_s = 0.0
     heats: list[Heat] = []
     for slot in slots:
-        until = start
-        if end - start > SHORT_S:
-            minutes = _minutes(settings.home, slot, start, end)
-            pieces += [_Piece(ts, joules) for ts, _, joules, _, _ in minutes]
-            covered_s += sum(n for _, n, _, _, _ in minutes)
-            heats += [
-                Heat(temperature_max_c=temp, slot=slot, at=ts, throttled_s=thr) for ts, _, _, temp, thr in minutes
-            ]
-            until = minutes[-1][0] + MINUTE_S if minutes else start
-        rest = telemetry.summarize(settings.home, [slot], until, end) if until < end else None
-        if rest is not None and rest.coverage:
-            pieces.append(_Piece((until + end) / 2, rest.energy_j))
+        minutes = _minutes(settings.home, slot, start, end) if end - start > SHORT_S else []
+        pieces += [_Piece(ts, joules) for ts, _, joules, _, _ in minutes]
+        covered_s += sum(n for _, n, _, _, _ in minutes)
+        heats += [Heat(temperature_max_c=temp, slot=slot, at=ts, throttled_s=thr) for ts, _, _, temp, thr in minutes]
+        # what no whole minute covers: before the first, after the last, or all of it
+        edges = [(start, minutes[0][0]), (minutes[-1][0] + MINUTE_S, end)] if minutes else [(start, end)]
+        for begin, until in edges:
+            rest = telemetry.summarize(settings.home, [slot], begin, until) if begin < until else None
+            if rest is None or not rest.coverage:
+                continue
+            pieces.append(_Piece((begin + until) / 2, rest.energy_j))
             covered_s += rest.coverage * rest.gpu_s
-            heats.append(Heat(temperature_max_c=rest.temperature_max_c, slot=slot, at=rest.temperature_max_at, throttled_s=dict(rest.throttled_s or {})))  # fmt: skip
+            slowed = dict(rest.throttled_s or {})
+            heats.append(Heat(temperature_max_c=rest.temperature_max_c, slot=slot, at=rest.temperature_max_at, throttled_s=slowed))  # fmt: skip
     whole_s = (end - start) * len(slots)
     return _energy(settings, pieces, start, end, min(1.0, covered_s / whole_s) if whole_s > 0 else 0.0), _heat(heats)
 

@@ -126,7 +126,7 @@ def test_the_file_has_its_style_and_its_curves_in_it_and_asks_for_nothing(
     assert answer.headers.get_list("content-security-policy") == [report_html.policy()]
     assert "script" not in report_html.policy() and "unsafe" not in report_html.policy()
     assert report_html.policy(framed=True) in page.replace("&#39;", "'")
-    assert page.count('<svg class="plot"') == 2 and '<path class="line' in page
+    assert page.count('<svg class="r-plot"') == 2 and '<path class="r-line' in page
     assert not re.search(r"<script|<link|<img|\son\w+=|(src|href)=", page)
 
 
