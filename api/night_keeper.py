@@ -25,7 +25,8 @@ FIRST_LOOK_S = 20.0
 EVERY_S = 30.0
 #: A report lies ready by this hour of the morning, whatever still runs.
 MORNING = 7
-FORECAST_WORK = 150_000
+#: For what is kept in the evening, and for the one line that a report says of the queue.
+PROMISE_WORK, FORECAST_WORK = 150_000, 60_000
 
 
 class NightKeeper:
@@ -52,7 +53,7 @@ class NightKeeper:
         facts = rig.facts()
         over = span_of(settings, now, day, _no_start).over
         if not over and facts.jobs and not kept.has_promise(settings.home, day):
-            found = rig.ledger.foresee(facts, settings, max_work=FORECAST_WORK)
+            found = rig.ledger.foresee(facts, settings, max_work=PROMISE_WORK)
             kept.keep_promise(settings.home, day, Promise.of(found))
         if self._is_due(day, facts, over, now):
             keep(rig, day)

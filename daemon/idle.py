@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
+from daemon.placement import fits
 from daemon.telemetry import GpuEvent
 from jobs.model import Job
 
@@ -59,12 +60,15 @@ class Night:
     #: By slot: lost, silent or in quarantine.
     out: Mapping[str, Sequence[Interval]] = field(default_factory=dict)
     paused: Mapping[str, Sequence[Interval]] = field(default_factory=dict)
+    #: By slot, in bytes: a job that never fits there is no work for it. Missing: everything fits.
+    memory: Mapping[str, int] = field(default_factory=dict)
 
 
 def idle(night: Night) -> list[Idle]:
     """Every idle stretch, slot by slot, oldest first."""
-    work = _work_of(night)
-    return [found for slot in night.slots for found in _of_slot(night, work, slot)]
+    room = {slot: night.memory.get(slot) or None for slot in night.slots}
+    work = {memory: _work_of(night, memory) for memory in set(room.values())}
+    return [found for slot in night.slots for found in _of_slot(night, work[room[slot]], slot)]
 
 
 def seconds_by_reason(found: Iterable[Idle]) -> dict[str, float]:
@@ -105,14 +109,15 @@ class _Work:
         yield from (self.single, self.single_any, self.gang, self.gang_any, self.blocked)
 
 
-def _work_of(night: Night) -> _Work:
+def _work_of(night: Night, memory: int | None) -> _Work:
+    """What slots of this memory could have done."""
     ends = {job.id: job.finished_at or night.end for job in night.jobs}
     found: dict[tuple[bool, bool], list[Interval]] = {}
     blocked: list[Interval] = []
     for job in night.jobs:
         ready = max([job.not_before or 0.0, *(ends.get(parent, 0.0) for parent, _ in job.parents)])
         for start, end in _waited(job, night.end):
-            if job.held:
+            if job.held or (memory is not None and not fits(job.vram_bytes or 0, memory)):
                 blocked.append((start, end))
                 continue
             blocked.append((start, min(end, max(start, ready))))

@@ -27,7 +27,17 @@ CAUSE_WORDS: Mapping[Cause, str] = {
     Cause.FETCH: "download failed",
 }
 #: The one number that says most about a result, the best known first.
-TELLING_METRICS = ("eval_loss", "accuracy", "score", "train_loss", "final_loss", "loss", "tokens_per_s", "rows")
+TELLING_METRICS = (
+    "eval_loss",
+    "accuracy",
+    "score",
+    "perplexity",
+    "train_loss",
+    "final_loss",
+    "loss",
+    "tokens_per_s",
+    "rows",
+)
 
 #: An escape sequence of a terminal: colours, cursor moves, titles, links.
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])")

@@ -6,21 +6,15 @@ from dataclasses import dataclass
 from daemon.night.model import Baseline, Best
 from daemon.night.records import Records
 from daemon.wording import telling_metric
+from jobs.direction import direction
 from jobs.metrics import is_finite
 from jobs.model import Job, State
 
-#: Numbers of which less is better, whatever stands around these words.
-LOWER = ("loss", "perplexity", "error", "wer", "cer", "latency", "_ms", "nll", "bits_per")
 #: These count, they do not judge.
 NO_RESULT = frozenset({"rows"})
 BASELINE_TAG = "baseline"
 #: What a recipe may say of the model before it was trained, beside its own number.
 BEFORE = ("base_{}", "{}_before", "baseline_{}")
-
-
-def lower_is_better(metric: str) -> bool:
-    """loss and perplexity fall, accuracy and tokens_per_s rise."""
-    return any(word in metric for word in LOWER)
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ def _result(job: Job, records: Records) -> _Result | None:
     if goal is not None and is_finite(metrics.get(goal.metric)):
         return _Result(job, goal.metric, float(metrics[goal.metric]), bool(goal.minimize))
     telling = telling_metric({name: value for name, value in metrics.items() if name not in NO_RESULT})
-    return _Result(job, *telling, lower_is_better(telling[0])) if telling else None
+    return _Result(job, *telling, direction(telling[0]) == "lower") if telling else None
 
 
 def _comparable(results: Iterable[_Result]) -> Iterator[list[_Result]]:

@@ -34,6 +34,7 @@ def idle_times(records: Records) -> list[Idle]:
         open=records.open,
         out=records.out,
         paused=records.paused,
+        memory={slot.id: slot.memory_bytes for slot in records.slots},
     )
     return idle.idle(night)
 

@@ -12,11 +12,12 @@ import pytest
 from fastapi import FastAPI
 from live_api import NOW
 from markdown_it import MarkdownIt
+from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from api import report_html
 from api.app import create_app
-from api.guard import CSP
+from api.guard import CSP, Guard
 from api.night_keeper import NightKeeper
 from daemon.night import kept
 from daemon.night.message import MOST_BYTES
@@ -271,3 +272,14 @@ def test_an_empty_night_has_a_report_and_leaves_no_file(
     for form in ("json", "html", "md", "text"):
         assert client.get(REPORT, params={"night": str(NIGHT), "format": form}).status_code == 200
     assert not Path(settings.home / "reports").exists()
+
+
+@pytest.mark.parametrize("policy", ["", "default-src *", "default-src 'none'; style-src 'unsafe-inline'"])
+def test_s15_only_a_stricter_policy_passes_the_guard(settings: Settings, policy: str) -> None:
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        said = report_html.policy() if scope["path"] == "/strict" else policy
+        await Response("x", headers={"Content-Security-Policy": said})(scope, receive, send)
+
+    client = TestClient(Guard(inside, settings=settings), base_url="http://localhost")
+    assert client.get("/").headers.get_list("content-security-policy") == [CSP]
+    assert client.get("/strict").headers.get_list("content-security-policy") == [report_html.policy()]

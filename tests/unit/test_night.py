@@ -86,6 +86,13 @@ def test_a_gpu_that_stood_idle_while_a_job_could_run_is_amber() -> None:
     assert [one.reason for one in found.lanes[1].idle] == [Reason.KEPT_BACK]
 
 
+def test_a_job_that_does_not_fit_on_a_gpu_is_no_work_for_it() -> None:
+    small, large = Slot("GPU-a", "card", 0, 24 << 30), Slot("GPU-b", "card", 1, 80 << 30)
+    big = job(3, vram_bytes=60 << 30)
+    found = night(told(whole(2, "GPU-b"), big, slots=(small, large)))
+    assert found.verdict.colour is Colour.GREEN and [one.reason for one in found.lanes[0].idle] == [Reason.WAITING]
+
+
 def test_a_gpu_out_of_service_is_red() -> None:
     held = Quarantine("GPU-b", SINCE, "the GPU has fallen off the bus", "XID 79")
     found = night(told(whole(1), quarantined=[held], out={"GPU-b": [(SINCE, UNTIL)]}))
