@@ -130,7 +130,7 @@ def batch_hint(spec: Mapping[str, Any], peak_bytes: float, total_bytes: int) -> 
         return ""
     size_now = int(spec[name])
     if times < 2:
-        return f"{size(left)} were left: a slightly larger {name} than {size_now} may fit. Overnight fit tells before it runs."
+        return f"{size(left)} were left: a slightly larger {name} than {size_now} may fit; the command overnight fit tells beforehand."
     accumulation = spec.get("gradient_accumulation_steps") if name != "batch_size" else None
     if isinstance(accumulation, int) and (
         fitting := [n for n in range(2, min(times, accumulation) + 1) if not accumulation % n]
