@@ -217,7 +217,7 @@ def test_a_sweep_of_two_axes_and_seeds_is_a_table_with_means(reader: TestClient,
     html = reader.get(f"/sweeps/{jobs[0].id}").text
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
     assert "1.05 ± 0.071 best" in text and "Over its seeds: best learning_rate 1e-4, lora.r 8 with 1.05" in text
-    assert re.search(r'<th scope="row">8</th>\s*<td class="h6 best">', html) and 'id="parallel"' in html
+    assert re.search(r'<th scope="row">8</th>\s*<td class="h6 leader">', html) and 'id="parallel"' in html
     assert 'href="/compare?ids=1,2"' in html and "1 of 2" in text
     assert 'href="/compare?ids=1,3,5,7"' in html, "the best job of each point"
 
