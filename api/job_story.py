@@ -130,7 +130,7 @@ def batch_hint(spec: Mapping[str, Any], peak_bytes: float, total_bytes: int) -> 
         return ""
     size_now = int(spec[name])
     if times < 2:
-        return f"{size(left)} were left: a slightly larger {name} than {size_now} may fit. Overnight fit tells before it runs."
+        return f"{size(left)} were left: a slightly larger {name} than {size_now} may fit; the command overnight fit tells beforehand."
     accumulation = spec.get("gradient_accumulation_steps") if name != "batch_size" else None
     if isinstance(accumulation, int) and (
         fitting := [n for n in range(2, min(times, accumulation) + 1) if not accumulation % n]
@@ -209,7 +209,11 @@ def comparable(job: Job, table: Table | None, parents: Iterable[Job], near: Iter
             found.append(Comparable(f"The best {len(others)} others", f"of sweep {job.sweep}", [job.id, *others]))
     found += [_with(p, job, "it was made from this one") for p in parents if p.kind == job.kind and p.attempts]
     seen = {i for one in found for i in one.ids} | {job.id}
-    alike = [o for o in near if o.id not in seen and o.attempts and o.sweep != (job.sweep or "-") and _alike(o, job)]
+    alike = [
+        other
+        for other in near
+        if other.id not in seen and other.attempts and other.sweep != (job.sweep or "-") and _alike(other, job)
+    ]
     return [*found, *(_with(other, job, _how_alike(other, job)) for other in alike[:3])]
 
 
@@ -218,6 +222,8 @@ def _with(other: Job, job: Job, why: str) -> Comparable:
 
 
 def _alike(other: Job, job: Job) -> bool:
+    if other.state in (State.FAILED, State.CANCELLED):
+        return False  # it has no result to compare with
     return other.kind == job.kind and all(other.spec.get(name) == job.spec.get(name) for name in ("model", "data"))
 
 

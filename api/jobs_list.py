@@ -18,12 +18,12 @@ from api.panels import near
 from api.wording import CAUSE_WORDS
 from daemon.explain import explain
 from daemon.plan import Facts
-from daemon.store import Page, Store, Wanted
+from daemon.store import Page, Store, Wanted, after
 from jobs.model import Cause, Job, State
 
 ROWS = 50
 #: Failures whose causes are counted for the groups.
-COUNTED = 500
+COUNTED = 200
 #: Jobs that one bulk action takes at most.
 MOST_AT_ONCE = 1_000
 #: The parts of the list, in their order.
@@ -149,21 +149,24 @@ def listing(store: Store, facts: Facts, filters: Filters, cursor: str = "", limi
     keys = list(PARTS)[list(PARTS).index(first) :]
     parts: list[Part] = []
     left, following = limit, None
+    failed = _failed(store, filters) if not found else None  # for the groups, and the first of them for the list
     for key in keys:
         if left == 0:
             if _part(store, facts, filters, key, None, 1)[0].jobs:
                 following = key
                 break
             continue
-        part, more = _part(store, facts, filters, key, inner if key == first else None, left)
+        if key == "failed" and failed is not None:
+            part, more = _first(failed, left)
+        else:
+            part, more = _part(store, facts, filters, key, inner if key == first else None, left)
         if part.jobs:
             parts.append(part)
         left -= len(part.jobs)
         if more:
             following = f"{key}.{more}"
             break
-    failures, more_failures = _failures(store, filters) if not found else ([], False)
-    return Listing(parts, following, failures, more_failures)
+    return Listing(parts, following, _grouped(failed.jobs) if failed else (), bool(failed and failed.next))
 
 
 def matching(store: Store, facts: Facts, filters: Filters) -> tuple[list[Job], bool]:
@@ -232,22 +235,31 @@ def _unfinished(facts: Facts, wanted: Wanted, key: str, start: int, limit: int) 
     return Part(key, TITLES[key], shown, reasons), more
 
 
-def _failures(store: Store, filters: Filters) -> tuple[list[Failures], bool]:
-    """The causes of the failures that match, the most frequent first."""
+def _failed(store: Store, filters: Filters) -> Page | None:
+    """The latest failures that match; None when none are asked for."""
     if filters.states and State.FAILED not in filters.states:
-        return [], False
-    page = _searched(store, Wanted(**{**vars(filters.wanted), "states": (State.FAILED,)}), COUNTED, None)
+        return None
+    return _searched(store, Wanted(**{**vars(filters.wanted), "states": (State.FAILED,)}), COUNTED, None)
+
+
+def _first(page: Page, limit: int) -> tuple[Part, str | None]:
+    shown = page.jobs[:limit]
+    more = page.next if len(shown) == len(page.jobs) else after(shown[-1])
+    return Part("failed", TITLES["failed"], shown), more
+
+
+def _grouped(jobs: Sequence[Job]) -> list[Failures]:
+    """The causes of failures, the most frequent first."""
     count: Counter[Cause | None] = Counter()
     messages: dict[Cause | None, str] = {}
-    for job in page.jobs:
+    for job in jobs:
         cause = job.outcome.cause if job.outcome else None
         count[cause] += 1
         messages.setdefault(cause, job.outcome.message if job.outcome else "")
-    groups = [
+    return [
         Failures(cause, CAUSE_WORDS[cause] if cause else "not known", amount, messages[cause])
         for cause, amount in count.most_common()
     ]
-    return groups, page.next is not None
 
 
 def _one_of(kind: Any, word: str, name: str, problems: list[str]) -> Any:

@@ -17,6 +17,7 @@ from fastapi.responses import RedirectResponse, Response
 from api import bulk, page, panels
 from api.auth import NEXT
 from api.bulk import VERBS, Result, Verb
+from api.comparison import MOST as MOST_COMPARED
 from api.context import Context, Rig
 from api.documents import FORM_TYPE
 from api.jobs_list import MOST_AT_ONCE, SPANS, Filters, listing, matching
@@ -101,6 +102,9 @@ def do_with_many(request: Request, fields: Annotated[dict[str, list[str]], Depen
     form = {name: values[0] for name, values in fields.items()}
     back = wanted if NEXT.fullmatch(wanted := form.get("next", "")) else "/jobs"
     try:
+        if form.get("verb") == "compare":
+            jobs, _ = _selected(fields, rig)
+            return RedirectResponse(f"/compare?ids={','.join(job.id for job in jobs[: MOST_COMPARED + 1])}", 303)
         verb = VERBS.get(form.get("verb", ""))
         if verb is None:
             raise ApiError(422, "Choose what is to be done with them.")

@@ -299,8 +299,8 @@ def _axis_text(value: Any) -> str:
 
 
 def _in_order(values: Sequence[Any]) -> list[Any]:
-    """Each value once: numbers by size, others as they came."""
+    """Each value once: numbers by size, others by their letters."""
     different = list({_word(value): value for value in values}.values())
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in different):
         return sorted(different)
-    return different
+    return sorted(different, key=_word)

@@ -13,7 +13,7 @@ function show() {
   const all = form.querySelector("input[name=all]").checked;
   const amount = form.querySelectorAll("input[name=id]:checked").length;
   bar.classList.toggle("idle", !all && !amount);
-  document.getElementById("chosen-count").textContent = all ? "all" : amount ? `${amount} chosen` : "";
+  document.getElementById("chosen-count").textContent = all ? "" : amount ? `${amount} chosen` : "";
 }
 
 function again() {
@@ -31,10 +31,15 @@ document.addEventListener("change", (event) => {
   show();
 });
 
-const main = document.getElementById("main");
-if (bulk()) {
+// The list is replaced when a job changes; its ticks are put back.
+let shown = bulk();
+if (document.getElementById("joblist")) {
   for (const box of document.querySelectorAll("#bulk input[name=id]:checked")) chosen.add(box.value);
-  new MutationObserver(() => document.querySelector("#bulk .bulkbar.idle, #bulk .bulkbar.ready") || again()).observe(main, { childList: true });
+  new MutationObserver(() => {
+    if (bulk() === shown) return;
+    shown = bulk();
+    again();
+  }).observe(document.getElementById("main"), { childList: true, subtree: true });
   show();
 }
 

@@ -21,7 +21,7 @@ from daemon.store.keys import ENTRYPOINT, ORDER, mailbox
 from daemon.store.lists import Lists, Page, matches
 from daemon.store.records import UnknownJob
 from daemon.store.rigs import BEAT_TTL_S, Rigs
-from daemon.store.search import Search, Wanted
+from daemon.store.search import Search, Wanted, after
 from daemon.store.stream import Event, Stream, parse_event
 from daemon.store.submission import RepeatedDifferently, Submission, new_job
 from daemon.store.sweeps import UnknownSweep
@@ -42,6 +42,7 @@ __all__ = [
     "UnknownJob",
     "UnknownSweep",
     "Wanted",
+    "after",
     "connect",
     "mailbox",
     "matches",

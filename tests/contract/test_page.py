@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings as configured, strategies as
 from live_api import NOW
 from starlette.testclient import TestClient
 
-from api import job_panel, page, wording
+from api import job_panel, wording
 from api.app import create_app
 from api.cli import flags
 from api.cli.submit import submit as submit_command
+from api.curves import Curves
 from daemon.rig import cpu_slots
 from daemon.samples import SlotNow, now_path, publish
 from daemon.settings import Settings
@@ -387,7 +388,7 @@ def test_a_page_offers_what_its_job_allows(reader: TestClient, store: Store, sta
 
 def test_curves_follow_a_growing_file_and_forget_one_that_was_replaced(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
-    curves = page.Curves()
+    curves = Curves()
     folder.metrics.write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo')
     assert curves.read(folder) == {"loss": [(1.0, 3.0)]}
     with folder.metrics.open("a") as file:
