@@ -111,6 +111,10 @@ class Settings(BaseModel):
     notify_gap_s: float = Field(300.0, ge=0, description="From one push to the next; what comes in between is put together.")  # fmt: skip
     metrics_dcgm: bool = Field(False, description="/metrics has DCGM's names, too: for dashboards made for dcgm-exporter.")  # fmt: skip
 
+    def __eq__(self, other: object) -> bool:
+        """The same values, wherever each comes from."""
+        return isinstance(other, Settings) and self.__dict__ == other.__dict__
+
     @field_validator("home", "redis_server", "kernel_log", mode="after")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:

@@ -89,7 +89,7 @@ def test_without_a_channel_a_test_says_where_one_is_made(client: TestClient) -> 
 
 def test_s34_nowhere_in_the_api_is_an_address_that_opens_something(owner: TestClient, told: Settings, store: Store) -> None:  # fmt: skip
     publish(told, store, (), None)
-    for path in ("/api/v1/notify", "/api/v1/rig", "/api/v1/openapi.json", "/"):
+    for path in ("/api/v1/notify", "/api/v1/rig", "/api/v1/openapi.json", "/", "/settings"):
         answer = owner.get(path)
         assert answer.status_code == 200
         assert "HIDDEN" not in answer.text, path

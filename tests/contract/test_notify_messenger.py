@@ -13,6 +13,7 @@ from daemon.notify import senders
 from daemon.notify.__main__ import PATIENCE
 from daemon.notify.decide import Report
 from daemon.notify.messenger import Messenger
+from daemon.notify.nights import night_of
 from daemon.notify.outbox import RETRY_S, Outbox
 from daemon.rig import cpu_slots
 from daemon.settings import Settings
@@ -149,6 +150,22 @@ def test_the_report_goes_out_at_its_hour(make: MakePost, server: Web) -> None:
     post.look(1)
     post.look(1)
     assert titles(server) == ["3 of 4 done"]
+
+
+def test_the_report_is_the_night_as_it_was(make: MakePost, server: Web) -> None:
+    post = make(notify=phone(server), notify_report="13:00")
+    night = night_of(post.store, post.settings)
+    post.messenger = Messenger(post.settings, post.store, post.outbox, night, now=lambda: post.now)
+    post.look()
+    for number in range(3):
+        post.now += 60
+        post.run(f"run {number}", fails=number == 1)
+    post.look(3600)
+    [asked] = server.asked
+    assert asked.json["title"] == "1 of 3 failed"
+    assert "2 done, 1 failed" in asked.json["message"]
+    assert "run 1" in asked.json["message"]
+    assert asked.json["priority"] == 4
 
 
 def test_pushes_have_a_pause_between_them_and_come_together(make: MakePost, server: Web) -> None:
