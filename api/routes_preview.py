@@ -7,10 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from api.context import Rig
 from api.previewing import Known, previewed
-from api.problems import ApiError, documented
-from api.routes_jobs import EVERYBODY, Body, HeldJob, body_of
+from api.problems import documented
+from api.routes_jobs import EVERYBODY, Body, body_of
 from jobs.preview import Preview
-from jobs.rundir import read_json, run_dir
 from jobs.spec import FieldError, FinetuneSpec, InvalidSpec, parse
 
 MOST_ROWS = 2_000
@@ -30,15 +29,6 @@ class PreviewDocument(BaseModel):
 
 
 _reads: TypeAdapter[PreviewDocument] = TypeAdapter(PreviewDocument)
-
-
-@router.get("/jobs/{job_id}/preview", operation_id="getJobPreview", responses=documented(*EVERYBODY, 404))
-def job_preview(job: HeldJob, rig: Rig) -> Preview:
-    """What a fine-tune that has begun learns from, by the tokenizer that it learns with."""
-    found = read_json(run_dir(rig.settings.runs, job.id).preview)
-    if found is None:
-        raise ApiError(404, f"Job {job.id} has left no preview: only a fine-tune does, once it has read its data.")
-    return TypeAdapter(Preview).validate_python(found)
 
 
 @router.post(

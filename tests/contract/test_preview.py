@@ -118,6 +118,9 @@ def test_the_preview_of_a_job_that_has_begun_can_be_read(
     write_json(folder.preview, asdict(Preview(rows=2, measured=2, lengths=None, notes=("so",))))
     preview = client.get(f"{JOBS}/{job.id}/preview").json()
     assert (preview["rows"], preview["notes"]) == (2, ["so"])
+    folder.preview.unlink()
+    folder.preview.symlink_to(settings.token_file)  # a job's doing
+    assert client.get(f"{JOBS}/{job.id}/preview").status_code == 404
 
 
 def test_every_wrong_line_is_told_with_its_place(client: TestClient, settings: Settings, tuned: dict[str, Any]) -> None:
