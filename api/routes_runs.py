@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
+from pydantic import TypeAdapter, ValidationError
 
 from api.context import Context, Rig
 from api.files import NoSuchFile, attachment, json_lines, list_files, open_beneath, serve, tail_of, tar_of
@@ -14,11 +15,13 @@ from api.routes_jobs import EVERYBODY, HeldJob
 from api.views import FileList, FileView, TelemetryPoint, TelemetryView, moment, moment_or_none
 from daemon import telemetry
 from jobs.model import Job
+from jobs.preview import Preview
 from jobs.rundir import RunDir, run_dir
 
 MAX_TAIL_LINES = 100_000
 MAX_ROWS = 10_000
 MAX_POINTS = 2_000
+MAX_PREVIEW_BYTES = 1 << 20
 #: Where a log ends, so that its events can go on from there (`?log_from=`).
 LOG_END = "Overnight-Log-End"
 OCTETS = "application/octet-stream"
@@ -57,6 +60,18 @@ def get_log(
         return Response(tail_of(descriptor, tail), media_type="text/plain", headers=headers)
     finally:
         os.close(descriptor)
+
+
+@router.get("/preview", operation_id="getJobPreview", responses=documented(*EVERYBODY, 404, 502))
+def get_preview(job: HeldJob, rig: Rig) -> Preview:
+    """What a fine-tune that has begun learns from, found by the tokenizer that it learns with."""
+    folder = _folder(job, rig)
+    try:
+        descriptor = open_beneath(folder.path, folder.preview.name)
+        with os.fdopen(descriptor, "rb") as file:
+            return TypeAdapter(Preview).validate_json(file.read(MAX_PREVIEW_BYTES))
+    except (NoSuchFile, ValidationError):
+        raise ApiError(404, f"Job {job.id} has left no preview: a fine-tune does, once it has read its data.") from None
 
 
 @router.get("/metrics", operation_id="getMetrics", responses=documented(*EVERYBODY, 404, 502, 422))

@@ -23,6 +23,8 @@ from jobs.spec import FinetuneSpec, dump
 WALL_S, AT_ONCE = 20.0, 2
 #: What the process gets of this one's environment.
 ENVIRONMENT = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV")
+#: Fields of the document that the preview depends on.
+TELLING = frozenset({"kind", "objective", "data_fields", "max_length", "packing", "assistant_only_loss"})
 
 _turn = threading.BoundedSemaphore(AT_ONCE)
 _reads: TypeAdapter[Preview] = TypeAdapter(Preview)
@@ -43,9 +45,11 @@ def preview(
     `template`: a chat template that is not on the rig yet.
     """
     folder = model_folder(spec.model, paths)
+    # only what counts, so that a sweep's points share an answer
+    told = {name: value for name, value in dump(spec).items() if name in TELLING}
     facts = known_of(report) | dict(known or {})
     request = {
-        "spec": dump(spec),
+        "spec": told,
         "model": str(folder) if folder else None,
         "template": template or _template(paths),
         "data": paths.get("data"),

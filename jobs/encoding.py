@@ -6,7 +6,7 @@ the chat template that few models have. Does not load the tokenizer.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from jobs.data import Converted, Message, Reading, Row, convert
@@ -228,6 +228,7 @@ def _tokens(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], lis
     return list(encoded["input_ids"]), [(start, end) for start, end in encoded["offset_mapping"]]
 
 
+@lru_cache(maxsize=2)
 def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
     """Tokens that a text cannot hold by chance: one of them ends a turn, and it is not always the tokenizer's end token."""
     added = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]

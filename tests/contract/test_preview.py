@@ -3,17 +3,23 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from live_api import NOW
 from model_folders import copy_tokenizer
 
 from daemon.settings import Settings
+from daemon.store import Store
 from jobs.data import Reading, convert
 from jobs.encoding import encode
 from jobs.light_tokenizer import LightTokenizer
+from jobs.preview import Preview
+from jobs.rundir import run_dir, write_json
+from jobs.spec import parse
 
 JOBS, PREVIEW = "/api/v1/jobs", "/api/v1/preview"
 DIGEST = "a" * 64
@@ -100,6 +106,21 @@ def test_a_model_without_a_tokenizer_has_no_preview_and_says_why(
     upload(settings, *ROWS)
     answer = client.post(JOBS, json={**tuned, "model": "bare"}, params={"dry_run": True})
     assert answer.json()["preview"]["unknown"] == "the model's folder has no tokenizer.json"
+
+
+def test_the_preview_of_a_job_that_has_begun_can_be_read(
+    client: TestClient, settings: Settings, store: Store, tuned: dict[str, Any]
+) -> None:
+    job = store.submit([parse(tuned)], now=NOW)[0][0]
+    assert client.get(f"{JOBS}/{job.id}/preview").status_code == 404
+    folder = run_dir(settings.runs, job.id)
+    folder.create()
+    write_json(folder.preview, asdict(Preview(rows=2, measured=2, lengths=None, notes=("so",))))
+    preview = client.get(f"{JOBS}/{job.id}/preview").json()
+    assert (preview["rows"], preview["notes"]) == (2, ["so"])
+    folder.preview.unlink()
+    folder.preview.symlink_to(settings.token_file)  # a job's doing
+    assert client.get(f"{JOBS}/{job.id}/preview").status_code == 404
 
 
 def test_every_wrong_line_is_told_with_its_place(client: TestClient, settings: Settings, tuned: dict[str, Any]) -> None:
