@@ -104,7 +104,7 @@ def text_of(field: Field, value: Any, zone: ZoneInfo) -> str:
 def read_document(text: str) -> Any:
     """A pasted document: JSON when it begins like it, else TOML. Raises NotADocument."""
     try:
-        if text.lstrip()[:1] in ("{", "["):
+        if text.lstrip().startswith("{"):
             return parse_json(text.encode("utf-8", "replace"))
         # once more as strict JSON: TOML knows dates, infinity and numbers of any size
         return parse_json(json.dumps(toml_text.read(text), default=str).encode("utf-8", "replace"))

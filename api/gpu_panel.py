@@ -34,6 +34,8 @@ EVENT_WORDS = {
     "recovered": "It answers again",
     "driver": "The driver",
 }
+#: On the axis; the smallest chart has room for them.
+TICKS = 6
 #: A share of a step; above it the slow-down is drawn, as one of three heights.
 SLOWED_FROM = 0.02
 
@@ -160,7 +162,7 @@ def view(
     zone: ZoneInfo,
 ) -> View:
     """One slot's time, ready to be drawn. `at` is this moment."""
-    ticks = clock_ticks(zone, at)
+    ticks = clock_ticks(zone, at, most=TICKS)
     gaps = tuple(_bands(found.gaps, found))
     stays = sorted(_stays(jobs, slot, rig, found, at), key=lambda stay: -stay.run.started_at)
     panels = tuple(panel for wanted in WANTED if (panel := _panel(wanted, found, now, gaps)))

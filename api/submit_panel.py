@@ -15,7 +15,7 @@ from api.form_fields import fields_of
 from api.plan_views import PlannedJob
 from api.routes_estimate import EstimateView
 from api.submission import checked, one
-from api.wording import clock, count, duration, energy, number, size, words
+from api.wording import clock, count, duration, energy, number, size
 from daemon.forecast import Basis
 from daemon.tariff import J_PER_KWH
 from jobs.model import Job
@@ -81,7 +81,8 @@ def refused(document: Any, errors: Sequence[FieldError], *, lenient: bool) -> Ou
     if lenient and missing:
         errors = [error for error in errors if error.field not in missing]
     if not errors:
-        named = " and ".join(filter(None, (", ".join(map(words, missing[:-1])), words(missing[-1]))))
+        labels = [known[name].label for name in missing]
+        named = " and ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
         return Outlook("missing", f"Still needed: {named}.")
     by_field: dict[str, str] = {}
     problems = []
@@ -181,9 +182,9 @@ def _needs(found: EstimateView, rig: Context) -> Iterator[tuple[str, str]]:
 
 def _unknown(found: EstimateView) -> Iterator[str]:
     names = {"vram_bytes": "Its memory is not known", "time_s": "How long it takes is not known"}
-    for name, words_ in names.items():
+    for name, words in names.items():
         if why := found.unknown.get(name):
-            yield f"{words_}: {why}."
+            yield f"{words}: {why}."
 
 
 def _fits(found: EstimateView, *, several: bool) -> list[Fit]:

@@ -20,7 +20,29 @@ MOST_POINTS = 300
 HEADROOM, FOOTROOM = 0.12, 0.06
 #: Neighbours so many times further apart than usual have lost something between them.
 GAP_STEPS = 4
-CLOCK_STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 172_800)
+CLOCK_STEPS_S = (
+    1,
+    2,
+    5,
+    10,
+    20,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    14_400,
+    21_600,
+    43_200,
+    86_400,
+    172_800,
+    432_000,
+    864_000,
+)
 
 Point = tuple[float, float]
 
@@ -214,7 +236,7 @@ def _of_day(moment: float, now: float, zone: ZoneInfo, step: float) -> str:
     time_of_day = text.rpartition(" ")[2]
     if step < 60:
         time_of_day += f":{int(moment) % 60:02d}"
-    return text if step >= 86_400 else time_of_day
+    return text.removesuffix(" 00:00") if step >= 86_400 else time_of_day
 
 
 def _utc_offset_s(moment: float, zone: ZoneInfo) -> float:

@@ -38,7 +38,7 @@ class StrangeSpec(JobSpec):
     maybe: bool | None = None
     either: bool | str = True
     layers: tuple[int, ...] = ()
-    options: dict[str, float] = {}  # noqa: RUF012 (pydantic copies it)
+    options: dict[str, float] = SchemaField({})
     rows: tuple[Inner, ...] = ()
     inner: Inner = Inner()
 
@@ -152,6 +152,7 @@ def test_names_are_spelt_for_people() -> None:
     [
         ('kind = "command"\nargv = ["true"]', {"kind": "command", "argv": ["true"]}),
         ('{"kind": "command", "argv": ["true"]}', {"kind": "command", "argv": ["true"]}),
+        ('[base]\nkind = "command"', {"base": {"kind": "command"}}),
         ("not_before = 2026-11-25T22:00:00+01:00", {"not_before": "2026-11-25T22:00:00+01:00"}),
         ("a = 2026-11-25\nb = 07:00:00", {"a": "2026-11-25", "b": "07:00:00"}),
     ],
