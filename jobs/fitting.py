@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from jobs import batches
 from jobs.estimate import METHODS, Facts, Json, estimate
 from jobs.spec import FinetuneSpec
 
 SHORTEST_LENGTH, LENGTH_STEP = 128, 128
 SHORTEST_ANSWER, ANSWER_STEP = 64, 64
-MOST_ACCUMULATION = 65_536
 #: What documents may ask for; others wait in jobs.estimate.
 KNOWN_METHODS = frozenset(get_args(FinetuneSpec.model_fields["method"].annotation)) & set(METHODS)
 
@@ -37,6 +37,16 @@ def what_fits(spec: Json, facts: Facts, room_bytes: int) -> list[Change]:
     return []
 
 
+def micro_batch(spec: Json, facts: Facts, room_bytes: int) -> int | None:
+    """The most rows that can go through the GPU at once, with the same effective batch; None when nobody knows."""
+    most = min(batches.rows_per_step(spec), batches.MOST_ROWS_AT_ONCE)
+    sizes = batches.sizes(spec, most)
+    if not sizes or estimate(spec, facts).vram_bytes is None:
+        return None
+    found = _most(spec, facts, room_bytes, [batches.with_micro(spec, micro) for micro in sizes])
+    return int(found.fields["per_device_train_batch_size"]) if found else sizes[0]
+
+
 def _same_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
     for fields in ({}, {"gradient_checkpointing": True}) if not spec["gradient_checkpointing"] else ({},):
         found = _largest_batch(spec, facts, room_bytes, fields)
@@ -51,7 +61,9 @@ def _other_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Chang
         found = _largest_batch(spec, facts, room_bytes, {**sparing, "method": "qlora"})
     if found is None:
         lengths = range(SHORTEST_LENGTH, spec["max_length"], LENGTH_STEP)
-        tried = [{**sparing, **_micro(spec, 1), "max_length": length} for length in lengths]
+        tried = [
+            {**sparing, **_micro(spec, batches.least(spec["objective"])), "max_length": length} for length in lengths
+        ]
         found = _most(spec, facts, room_bytes, tried)
     if found is not None:
         yield Change(fields=found.fields, vram_bytes=found.vram_bytes, changes_meaning=True)
@@ -72,9 +84,7 @@ def _generations(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
 
 def _largest_batch(spec: Json, facts: Facts, room_bytes: int, fields: Mapping[str, Any]) -> Change | None:
     """The largest micro-batch that fits together with these changes; the effective batch stays."""
-    size = spec["per_device_train_batch_size"]
-    whole = size * spec["gradient_accumulation_steps"]
-    sizes = [micro for micro in range(1, size + 1) if whole % micro == 0 and whole // micro <= MOST_ACCUMULATION]
+    sizes = batches.sizes(spec, spec["per_device_train_batch_size"])
     tried = [{**fields, **_micro(spec, micro)} for micro in sizes]
     found = _most(spec, facts, room_bytes, tried)
     if found is None:
@@ -89,9 +99,8 @@ def _micro(spec: Json, micro: int) -> dict[str, Any]:
     size = spec["per_device_train_batch_size"]
     fields: dict[str, Any] = {}
     if micro != size:
-        accumulation = size * spec["gradient_accumulation_steps"] // micro
-        fields = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
-    if spec["eval_data"] and spec["per_device_eval_batch_size"] > micro:
+        fields = batches.with_micro(spec, micro)
+    if (spec["eval_data"] or spec["eval_fraction"]) and spec["per_device_eval_batch_size"] > micro:
         fields["per_device_eval_batch_size"] = micro
     return fields
 
