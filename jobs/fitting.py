@@ -6,16 +6,13 @@ computed again instead of kept, fewer prompts at once. Only where none of them i
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from jobs import batches
-from jobs.estimate import METHODS, Facts, Json, estimate
-from jobs.spec import FinetuneSpec
+from jobs.estimate import Facts, Json, estimate
 
 SHORTEST_LENGTH, LENGTH_STEP = 128, 128
 SHORTEST_ANSWER, ANSWER_STEP = 64, 64
-#: What documents may ask for; others wait in jobs.estimate.
-KNOWN_METHODS = frozenset(get_args(FinetuneSpec.model_fields["method"].annotation)) & set(METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +53,8 @@ def _same_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change
 
 def _other_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
     sparing = {} if spec["gradient_checkpointing"] else {"gradient_checkpointing": True}
-    found = None
-    if "qlora" in KNOWN_METHODS and spec["method"] != "qlora":
-        found = _largest_batch(spec, facts, room_bytes, {**sparing, "method": "qlora"})
+    tried_methods = (_largest_batch(spec, facts, room_bytes, {**sparing, **fields}) for fields in _sparing_methods(spec, facts))  # fmt: skip
+    found = next((change for change in tried_methods if change), None)
     if found is None:
         lengths = range(SHORTEST_LENGTH, spec["max_length"], LENGTH_STEP)
         tried = [
@@ -67,6 +63,19 @@ def _other_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Chang
         found = _most(spec, facts, room_bytes, tried)
     if found is not None:
         yield Change(fields=found.fields, vram_bytes=found.vram_bytes, changes_meaning=True)
+
+
+def _sparing_methods(spec: Json, facts: Facts) -> Iterator[Json]:
+    """Methods that keep less of the model in memory, the nearest first."""
+    if facts.model is not None and facts.model.quantised:
+        return
+    if spec["method"] == "full" and not spec["pure_bf16"] and spec["dtype"] in ("auto", "bfloat16"):
+        yield {"pure_bf16": True}
+    other: dict[str, Any] = {"pure_bf16": False} if spec["pure_bf16"] else {}
+    if spec["method"] == "full":
+        yield {**other, "method": "lora"}
+    if spec["method"] != "qlora":
+        yield {**other, "method": "qlora"}
 
 
 def _generations(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
