@@ -121,8 +121,11 @@ def _load(run: Run, device: weights.Device, *, learns: bool) -> Any:
     spec = run.order.spec
     if spec["method"] == "qlora":
         return weights.load_model(run.order, device, trainable=learns, quantization=_four_bits(spec, device))
-    in_full = learns and spec["method"] == "full" and not spec["pure_bf16"]
-    return weights.load_model(run.order, device, trainable=learns, dtype="float32" if in_full else "")
+    if spec["method"] != "full":
+        return weights.load_model(run.order, device, trainable=learns)
+    # not "trainable": an adapter that comes with the model is merged into it, and then everything learns
+    dtype = "float32" if learns and not spec["pure_bf16"] else ""
+    return weights.load_model(run.order, device, trainable=False, dtype=dtype).requires_grad_(learns)
 
 
 def _four_bits(spec: Mapping[str, Any], device: weights.Device) -> Any:
