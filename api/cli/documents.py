@@ -15,6 +15,7 @@ from typing import Any
 from api.cli.fields import DocumentError
 from api.client import Client, digest_of
 from jobs import data, expansion
+from jobs.aliases import translate
 from jobs.pipeline import linked
 from jobs.spec import FILE_FIELDS, INPUT_REFERENCE, FieldError, InvalidSpec, parse
 
@@ -48,6 +49,20 @@ def members(body: Json) -> list[Json]:
     if not isinstance(found, list) or not all(isinstance(job, dict) for job in found):
         raise DocumentError("jobs is a list of job documents, and base is one")
     return found
+
+
+def in_our_names(body: Json) -> list[str]:
+    """Put our names in place of other tools', in each document of the body. What was changed. Raises DocumentError."""
+    notes: dict[str, None] = {}
+    for number, document in enumerate(members(body)):
+        try:
+            found, told = translate(document)
+        except InvalidSpec as error:
+            raise _refused(error, f"jobs.{number}." if "jobs" in body else "") from None
+        document.clear()
+        document.update(found)
+        notes |= dict.fromkeys(told)
+    return list(notes)
 
 
 def check(body: Json) -> None:
