@@ -76,9 +76,7 @@ def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -
         [reason] = would_wait_because([admitted], rig.facts())
         before = RanBefore.of(rig.store.alike([admitted.spec])[0])
         found, notes = glimpse(admitted.spec, rig), list(document.notes)
-        trial = Trial(
-            job=dump(admitted.spec), would_wait_because=reason, ran_before=before, preview=found, notes=notes
-        )
+        trial = Trial(job=dump(admitted.spec), would_wait_because=reason, ran_before=before, preview=found, notes=notes)
         return _json(trial)
     done = submit(document, body, rig, key=key)
     before = RanBefore.of(done.ran_before[0]) if done.ran_before else None
