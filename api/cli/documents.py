@@ -12,7 +12,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from api.cli.fields import DocumentError
+from api.cli.fields import DocumentError, assignment, change
 from api.client import Client, digest_of
 from jobs import data, expansion
 from jobs.aliases import translate
@@ -63,6 +63,17 @@ def in_our_names(body: Json) -> list[str]:
         document.update(found)
         notes |= dict.fromkeys(told)
     return list(notes)
+
+
+def assign(document: Json, text: str) -> list[str]:
+    """Carry out `FIELD=VALUE`, by whichever tool's name of the field. What was changed. Raises DocumentError."""
+    own = {"kind": document["kind"]} if "kind" in document else {}
+    try:
+        found, notes = translate(own | assignment(text))
+    except InvalidSpec as error:
+        raise _refused(error, "") from None
+    change(document, found)
+    return notes
 
 
 def check(body: Json) -> None:

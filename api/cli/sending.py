@@ -59,8 +59,8 @@ def submit(
         if kind != "command":  # which has a field of this name
             fields.allow_retries(document, values.get("retries"))
         for text in values["sets"]:
-            fields.change(document, fields.assignment(text))
-    for note in (*notes, *documents.in_our_names(body)):
+            notes += documents.assign(document, text)
+    for note in dict.fromkeys(notes):
         output.say(output.clean_line(note))
     if argv and ship and not {"workdir", "cwd"} & set(body) and (folder := workdirs.suggested(argv, Path())):
         body["workdir"] = folder
