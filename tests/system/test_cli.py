@@ -241,7 +241,15 @@ def test_a_recipe_of_another_tool_is_submitted_with_a_printed_translation(api: A
         "base_model: org/model\nadapter: lora\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\n"
         "micro_batch_size: 2\nlearning_rate: 1e-4\nwandb_project:\n"
     )
-    flags = (str(tmp_path / "axolotl.yaml"), "--set", "num_epochs=2", "--set", "micro_batch_size=3", "--dry-run", "--json")
+    flags = (
+        str(tmp_path / "axolotl.yaml"),
+        "--set",
+        "num_epochs=2",
+        "--set",
+        "micro_batch_size=3",
+        "--dry-run",
+        "--json",
+    )
     result = api.submit(*flags)
     assert result.exit_code == 0, result.output
     told = result.stderr.splitlines()
