@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 from fastapi import Request
 
 from api.problems import ApiError
+from jobs.aliases import translate
 from jobs.expansion import Expansion, expand
 from jobs.pipeline import linked
 from jobs.spec import INPUT_REFERENCE, FieldError, InvalidSpec
@@ -23,6 +24,7 @@ MAX_DEPTH = 32
 #: Larger ones break the programs that read them again.
 MAX_INTEGER = 2**63
 MAX_BATCH = 10_000
+WRONG_TOLD = 20
 MAX_CSV_BYTES = 16 << 20
 JSON_TYPE = "application/json"
 FORM_TYPE = "application/x-www-form-urlencoded"
@@ -99,6 +101,8 @@ class BatchRead:
 
     documents: Sequence[Mapping[str, Any]]
     sweep: Expansion | None = None
+    #: Names of other tools that were read as ours.
+    notes: Sequence[str] = ()
 
     def field_of(self, number: int, field: str) -> str:
         """Where the body says what a wrong field of this document says."""
@@ -115,11 +119,34 @@ def batch_of(body: object, read_csv: Callable[[str], str]) -> BatchRead:
     if not isinstance(body, Mapping):
         raise _wrong("", 'a batch is {"jobs": [...]} or {"base": {...}, "sweep": {...}}')
     if set(body) == {"jobs"}:
-        return BatchRead(linked(_listed(body["jobs"])))
+        found, notes = in_our_names(_listed(body["jobs"]), "jobs.{}.")
+        return BatchRead(linked(found), notes=notes)
     if set(body) == {"base", "sweep"}:
-        sweep = expand(body["base"], body["sweep"], read_csv=read_csv)
-        return BatchRead(sweep.documents, sweep)
+        [base], notes = in_our_names([body["base"]], "base.")
+        sweep = expand(base, body["sweep"], read_csv=read_csv)
+        return BatchRead(sweep.documents, sweep, notes)
     raise _wrong("", f'a batch has "jobs", or "base" and "sweep"; this one has {", ".join(sorted(body)) or "nothing"}')
+
+
+def in_our_names(documents: Sequence[Any], where: str = "") -> tuple[list[Any], list[str]]:
+    """The documents with other tools' names read as ours, and what was changed. Raises InvalidSpec.
+
+    `where`: what stands before a field's name in an error, with the document's number in place of {}.
+    """
+    found: list[Any] = []
+    notes: dict[str, None] = {}
+    errors: list[FieldError] = []
+    for number, document in enumerate(documents):
+        try:
+            ours, told = translate(document) if isinstance(document, Mapping) else (document, [])
+        except InvalidSpec as error:
+            errors += [FieldError(where.format(number) + each.field, each.message) for each in error.errors]
+            continue
+        found.append(ours)
+        notes |= dict.fromkeys(told)  # what a hundred jobs have in common is told once
+    if errors:
+        raise InvalidSpec(errors[:WRONG_TOLD])
+    return found, list(notes)
 
 
 def csv_reader(inputs: Path) -> Callable[[str], str]:

@@ -10,7 +10,7 @@ from api.context import Context, Rig
 from api.problems import documented
 from api.rig_views import largest, memories_of
 from api.routes_jobs import EVERYBODY, Body, body_of
-from api.submission import is_elsewhere
+from api.submission import is_elsewhere, one, parsed
 from daemon.admission import Examined, disk_refusal, examine
 from daemon.facts import card
 from daemon.fit import Fit, gather, judge, refusal
@@ -23,7 +23,7 @@ from jobs.data import DataReport
 from jobs.estimate import Facts, estimate
 from jobs.fitting import Change
 from jobs.model import Job
-from jobs.spec import INPUT_REFERENCE, InvalidSpec, Spec, dump, parse
+from jobs.spec import INPUT_REFERENCE, InvalidSpec, Spec, dump
 
 Count = Annotated[int | None, Query(ge=1, le=2**50)]
 
@@ -85,7 +85,7 @@ def estimate_job(rig: Rig, body: Body, rows: Count = None, text_bytes: Count = N
 
     A data file need not be uploaded for it: `rows`, `text_bytes` (of all rows) and `longest_bytes` (of the longest) describe it.
     """
-    spec = parse(body)
+    [spec] = parsed(one(body))
     rig.ledger.refresh()  # what earlier jobs needed and took
     seen = _examined(spec, rig)
     reports = dict(seen.reports)

@@ -70,16 +70,17 @@ def body_of(schema: str) -> dict[str, Any]:
 )  # fmt: skip
 def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -> Response:
     """Submit one job."""
+    document = one(body)
     if dry_run:
-        [admitted] = checked(one(body), rig)
+        [admitted] = checked(document, rig)
         [reason] = would_wait_because([admitted], rig.facts())
         before = RanBefore.of(rig.store.alike([admitted.spec])[0])
-        found = glimpse(admitted.spec, rig)
-        trial = Trial(job=dump(admitted.spec), would_wait_because=reason, ran_before=before, preview=found)
+        found, notes = glimpse(admitted.spec, rig), list(document.notes)
+        trial = Trial(job=dump(admitted.spec), would_wait_because=reason, ran_before=before, preview=found, notes=notes)
         return _json(trial)
-    done = submit(one(body), body, rig, key=key)
+    done = submit(document, body, rig, key=key)
     before = RanBefore.of(done.ran_before[0]) if done.ran_before else None
-    job = JobView.of(done.jobs[0], rig.facts()).model_copy(update={"ran_before": before})
+    job = JobView.of(done.jobs[0], rig.facts()).model_copy(update={"ran_before": before, "notes": document.notes})
     if done.replayed:
         return _json(job, headers={"Idempotency-Replayed": "true"})
     return _json(job, 201, {"Location": f"/api/v1/jobs/{job.id}"})
@@ -100,10 +101,11 @@ def submit_batch(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False)
         admitted = checked(documents, rig)
         reasons = would_wait_because(admitted, rig.facts())
         trials = [Trial(job=dump(a.spec), would_wait_because=r) for a, r in zip(admitted, reasons, strict=True)]
-        return _json(TrialBatch(jobs=trials))
+        return _json(TrialBatch(jobs=trials, notes=list(documents.notes)))
     done = submit(documents, body, rig, key=key)
     facts = rig.facts()
-    batch = Batch(sweep=done.jobs[0].sweep or None, jobs=[JobSummary.of(job, facts) for job in done.jobs])
+    found = [JobSummary.of(job, facts) for job in done.jobs]
+    batch = Batch(sweep=done.jobs[0].sweep or None, jobs=found, notes=list(documents.notes))
     return _json(batch, headers={"Idempotency-Replayed": "true"}) if done.replayed else _json(batch, 201)
 
 

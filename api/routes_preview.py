@@ -9,8 +9,9 @@ from api.context import Rig
 from api.previewing import Known, previewed
 from api.problems import documented
 from api.routes_jobs import EVERYBODY, Body, body_of
+from api.submission import one, parsed
 from jobs.preview import Preview
-from jobs.spec import FieldError, FinetuneSpec, InvalidSpec, parse
+from jobs.spec import FieldError, FinetuneSpec, InvalidSpec
 
 MOST_ROWS = 2_000
 
@@ -47,7 +48,7 @@ def preview_job(rig: Rig, body: Body) -> Preview:
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidSpec([FieldError(".".join(map(str, first["loc"])), str(first["msg"]))]) from None
-    spec = parse(asked.job)
+    [spec] = parsed(one(asked.job))
     if not isinstance(spec, FinetuneSpec):
         raise InvalidSpec([FieldError("job.kind", "only a fine-tune has a preview")])
     return previewed(spec, rig, rows=asked.rows, known=asked.known, template=asked.template)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from api.context import Context
-from api.documents import BatchRead, hash_of
+from api.documents import BatchRead, hash_of, in_our_names
 from api.problems import ApiError
 from api.rig_views import largest, memories_of
 from daemon.admission import Admitted, admit, glance
@@ -103,8 +103,9 @@ def _refuse_unfit_everywhere(unfit: Mapping[int, InvalidSpec], batch: BatchRead,
 
 
 def one(document: Mapping[str, Any]) -> BatchRead:
-    """A document by itself."""
-    return _Single([document])
+    """A document by itself, in our names. Raises InvalidSpec."""
+    found, notes = in_our_names([document])
+    return _Single(found, notes=notes)
 
 
 class _Single(BatchRead):

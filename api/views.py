@@ -156,8 +156,8 @@ class RanBefore(BaseModel):
 class JobView(JobSummary):
     """A job in full. Secrets appear by name only: their values are never in a record.
 
-    `position`: where it stands in the queue, from 1. `revision`: for `If-Match`; changes with every edit. `ran_before`:
-    told when it is submitted only.
+    `position`: where it stands in the queue, from 1. `revision`: for `If-Match`; changes with every edit. `ran_before`
+    and `notes` (names of other tools that were read as ours): told when it is submitted only.
     """
 
     priority: Priority
@@ -188,6 +188,7 @@ class JobView(JobSummary):
     point: dict[str, Any]
     because_of: str | None
     ran_before: RanBefore | None = None
+    notes: list[str] = []
 
     @classmethod
     def of(cls, job: Job, facts: Facts) -> Self:
@@ -241,6 +242,7 @@ class Batch(BaseModel):
 
     sweep: str | None = None
     jobs: list[JobSummary]
+    notes: list[str] = []
 
 
 class Changes(BaseModel):
@@ -259,12 +261,14 @@ class Trial(BaseModel):
     ran_before: RanBefore | None = None
     #: Of a fine-tune whose data is on the rig.
     preview: Preview | None = None
+    notes: list[str] = []
 
 
 class TrialBatch(BaseModel):
     """The same for a batch."""
 
     jobs: list[Trial]
+    notes: list[str] = []
 
 
 class FileView(BaseModel):

@@ -3,6 +3,7 @@
 `jobs.spec` has checked the document by itself; here it meets the rig: GPUs, models, files, programs, secrets, other jobs.
 """
 
+import importlib.util
 import os
 import shutil
 import tomllib
@@ -125,6 +126,8 @@ def examine(
             ("trust_remote_code", partial(_remote_code, spec, settings, places)),
             ("chat_template", partial(_template, paths)),
         ]
+        if isinstance(spec, FinetuneSpec) and (asks := spec.needs_bitsandbytes):
+            checks.append((asks, partial(_bitsandbytes, spec)))
         for name in ("data", "eval_data"):
             if name in paths:
                 errors += _row_errors(spec, name, paths, reports)
@@ -194,6 +197,12 @@ def _after(dependencies: Sequence[str], known: Mapping[str, Job]) -> None:
         if job.state.final and not condition.met_by(job.state):
             first = "retry it first" if job.state is not State.SUCCEEDED else "it waits for its failure"
             raise Refused(f"job {job.id} is {job.state}, so this one could never start: {first}")
+
+
+def _bitsandbytes(spec: FinetuneSpec) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        what = "method qlora" if spec.needs_bitsandbytes == "method" else f"optim {spec.optim}"
+        raise Refused(f"{what} needs the package bitsandbytes on the rig: pip install 'overnight[qlora]'")
 
 
 def _remote_code(spec: FinetuneSpec | GenerateSpec, settings: Settings, places: Places) -> None:

@@ -68,9 +68,12 @@ class Places:
         return found, errors
 
     def model(self, text: str) -> dict[str, str]:
-        """`model`, and for a fine-tune's result its `adapter` too. Nothing for a hub id: it is fetched by its name."""
+        """`model`, and for a learnt adapter its `adapter` too. Nothing for a hub id: it is fetched by its name."""
         if match := JOB_REFERENCE.fullmatch(text):
-            base = self.base_model(text)
+            job = self._result(match[1], "finetune")
+            if _learns_all(job):
+                return {"model": str(_there(job, run_dir(self._runs, job.id).model))}
+            base = self._beneath(text)
             return {"model": self.model(base).get("model", base), "adapter": self._adapter_of(match[1])}
         if text.startswith("/"):
             return {"model": str(_model_folder(self._allowed(text)))}
@@ -90,6 +93,15 @@ class Places:
             if not (match := JOB_REFERENCE.fullmatch(text)):
                 return text
             text = str(self._result(match[1], "finetune").spec["model"])
+        raise Refused("is a circle of jobs that start from each other")
+
+    def _beneath(self, text: str) -> str:
+        """What an adapter stands on: the name of a model, or of a job that learnt all weights."""
+        for _ in range(LONGEST_CHAIN):
+            match = JOB_REFERENCE.fullmatch(text)
+            if not match or _learns_all(job := self._result(match[1], "finetune")):
+                return text
+            text = str(job.spec["model"])
         raise Refused("is a circle of jobs that start from each other")
 
     def adapter(self, text: str) -> str:
@@ -140,6 +152,8 @@ class Places:
 
     def _adapter_of(self, job_id: str) -> str:
         job = self._result(job_id, "finetune")
+        if _learns_all(job):
+            raise Refused(f"job {job_id} learns all weights and leaves no adapter: name it as the model")
         return str(_there(job, run_dir(self._runs, job.id).adapter))
 
     def _result(self, job_id: str, kind: str) -> Job:
@@ -201,6 +215,10 @@ def _model_folder(path: Path) -> Path:
     if not any(path.glob("*.safetensors")):
         raise Refused(f"{path.name} has no .safetensors file; weights in pickle formats (.bin, .pt) are not loaded")
     return path
+
+
+def _learns_all(job: Job) -> bool:
+    return job.spec.get("method") == "full"
 
 
 def _there(job: Job, path: Path) -> Path:

@@ -6,6 +6,10 @@ from typing import Any
 
 PARAMETERS = (
     "method",
+    "objective",
+    "loss_type",
+    "beta",
+    "optim",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_ratio",
@@ -25,20 +29,22 @@ VERSIONS = ("torch", "transformers", "peft", "trl")
 def model_card(job_id: str, spec: Mapping[str, Any], data_sha256: str, metrics: Mapping[str, Any]) -> str:
     """Markdown with the front matter that model hubs read."""
     name = spec.get("name") or f"{str(spec['model']).split('/')[-1]} fine-tuned"
-    parameters = {key: spec[key] for key in PARAMETERS if spec.get(key) is not None} | dict(spec["lora"])
+    whole = spec["method"] == "full"
+    parameters = {key: spec[key] for key in PARAMETERS if spec.get(key) is not None}
+    parameters |= {} if whole else {key: value for key, value in spec["lora"].items() if value or key == "lora_dropout"}
     if "max_steps" in parameters:
         del parameters["num_train_epochs"]  # overridden
     lines = [
         "---",
         f"base_model: {spec['model']}",
-        "library_name: peft",
+        f"library_name: {'transformers' if whole else 'peft'}",
         "pipeline_tag: text-generation",
-        "tags: [lora, sft, overnight]",
+        f"tags: [{spec['method']}, {spec['objective']}, overnight]",
         "---",
         "",
         f"# {name}",
         "",
-        f"A LoRA adapter for `{spec['model']}`, made by job {job_id} of Overnight.",
+        f"{'All weights of' if whole else 'A LoRA adapter for'} `{spec['model']}`, made by job {job_id} of Overnight.",
         "",
         "## Data",
         "",

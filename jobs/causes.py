@@ -4,6 +4,7 @@ import errno
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jobs import batches
 from jobs.model import Cause
 from jobs.run import JobError
 
@@ -28,14 +29,16 @@ def classify(error: BaseException, spec: Mapping[str, Any]) -> JobError:
 def gpu_out_of_memory(spec: Mapping[str, Any]) -> JobError:
     """Half the micro-batch with twice the accumulation: the same effective batch. At 1 there is nothing left to halve."""
     for batch, accumulation in (("per_device_train_batch_size", "gradient_accumulation_steps"), ("batch_size", None)):
-        size = int(spec.get(batch) or 0)
-        if size > 1:
-            effective = size * int(spec[accumulation]) if accumulation else 0
-            # 8 x 4 goes to 4 x 8, but 7 x 1 to 1 x 7: only what divides the effective batch keeps it
-            smaller = next(s for s in range(size // 2, 0, -1) if effective % s == 0)
-            changes = {batch: smaller}
+        size, least = int(spec.get(batch) or 0), batches.least(spec.get("objective"))
+        effective = size * int(spec[accumulation]) if size and accumulation else 0
+        # 8 x 4 goes to 4 x 8, but 7 x 1 to 1 x 7: only what divides the effective batch keeps it
+        smaller = next((s for s in range(size // 2, least - 1, -1) if effective % s == 0), 0)
+        if smaller:
+            changes: dict[str, int | None] = {batch: smaller}
             if accumulation:
                 changes[accumulation] = effective // smaller
+                if spec.get("effective_batch_size"):
+                    changes["effective_batch_size"] = None  # what was found was too much: it is not looked for again
             return JobError(
                 Cause.OOM_GPU,
                 f"The GPU's memory ran out with {batch} = {size}.",

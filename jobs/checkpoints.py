@@ -160,6 +160,11 @@ def start_over(folder: Path, facts: dict[str, Any]) -> None:
     write_json(folder / ORIGIN, facts)
 
 
+def note(folder: Path, **facts: Any) -> None:
+    """Add to what is known of the checkpoints' training."""
+    write_json(folder / ORIGIN, {**(origin(folder) or {}), **facts})
+
+
 def make_durable(folder: Path) -> None:
     """Let everybody on the rig read the files (safetensors come 0600), and have them survive a power cut."""
     for _, path in _files(folder):

@@ -1,6 +1,7 @@
 """What an attempt ran on and with: the content of environment.json. Never a secret's value."""
 
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -50,6 +51,7 @@ def set_defaults() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says in every job's log which kernels it would fetch
 
 
 def record(run: Run, code: Path | None = None) -> None:

@@ -1,14 +1,14 @@
 """What a job will need, before it runs: steps, memory on its GPU, room for checkpoints. Pure arithmetic; knows no torch.
 
 The memory of a fine-tune follows what TRL 1.16 does with PEFT: weights in the compute dtype, adapters, gradients and AdamW's two
-moments in float32, a loss that never holds all logits at once. Coefficients per token were fitted (least squares) to dry runs of
+moments in float32 (or what another method and optimizer keep), a loss that never holds all logits at once. Coefficients per token were fitted (least squares) to dry runs of
 six architectures on fake tensors, mean error 2-3 %; the whole is within 10 % of 34 of 36 published GPU measurements (mean 4 %).
 It has not been measured on a GPU by ourselves: docs/gpu-checks.md.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jobs.data import DataReport
@@ -44,23 +44,34 @@ WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What a way of fine-tuning keeps in memory. `full` and `qlora` stand here for the day when documents may name them."""
+    """What a way of fine-tuning keeps in memory."""
 
     #: Bytes per weight of a linear layer; None: the compute dtype's.
     linear_bytes: float | None = None
-    #: Whether it learns an adapter, or all weights; and bytes of one learned parameter, its gradient and its optimizer state.
+    #: Whether it learns an adapter, or all weights; and bytes of one learned parameter and of its gradient.
     learns_all: bool = False
     learned_bytes: int = 4
     gradient_bytes: int = 4
-    optimizer_bytes: int = 8
 
 
 METHODS: Mapping[str, Method] = {
     "lora": Method(),
     # NF4 with one float32 scale for 64 weights; TRL keeps its adapters, and so their optimizer, in bfloat16
-    "qlora": Method(linear_bytes=0.5 + 4 / 64, learned_bytes=2, gradient_bytes=2, optimizer_bytes=4),
+    "qlora": Method(linear_bytes=0.5 + 4 / 64, learned_bytes=2, gradient_bytes=2),
     "full": Method(linear_bytes=4, learns_all=True),
 }
+#: The scales as 8-bit numbers, with one float32 scale for 256 of them (bitsandbytes' double quantisation).
+DOUBLE_QUANTISED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+PURE_BF16 = Method(linear_bytes=2, learns_all=True, learned_bytes=2, gradient_bytes=2)
+#: What optimizers keep for one learned parameter: so many numbers of its own type, and so many bytes besides.
+#: bitsandbytes has one float32 scale for 256 numbers of 8 bits; adafactor keeps rows and columns of a matrix's moments.
+OPTIMIZERS: Mapping[str, tuple[int, float]] = {
+    "adamw_torch_fused": (2, 0), "adamw_torch": (2, 0), "adamw_8bit": (0, 2 + 8 / 256), "paged_adamw_8bit": (0, 2 + 8 / 256),
+    "paged_adamw_32bit": (0, 8), "lion_8bit": (0, 1 + 4 / 256), "paged_lion_8bit": (0, 1 + 4 / 256), "lion_32bit": (0, 4),
+    "paged_lion_32bit": (0, 4), "adafactor": (0, 0.5), "sgd": (0, 0),
+}  # fmt: skip
+#: DoRA computes the norms of a layer's weights with its adapter, in float32. A guess, to be measured.
+DORA_BYTES_PER_WEIGHT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,25 +170,30 @@ def _counts(spec: Json, data: DataReport | None) -> tuple[int | None, int | None
 
 def _training_parts(spec: Json, model: ModelFacts, facts: Facts, on_gpu: bool) -> tuple[int, dict[Part, int]]:
     """How many parameters are learned, and the memory that it takes."""
-    method, width = METHODS[spec["method"]], _width(spec, on_gpu)
+    method, width = _method(spec), _width(spec, on_gpu)
     targets = _targets(model, spec["lora"]["target_modules"])
-    learned = model.parameters if method.learns_all else _adapter_parameters(spec, targets, facts)
+    learned = model.parameters if method.learns_all else _adapter_parameters(spec, targets, model, facts)
     parts: dict[Part, float] = {
-        "weights": _weights(model, method, width),
+        "weights": _weights(model, method, width) + _beside(spec, model, learned, method, width),
         "adapter": 0 if method.learns_all else learned * method.learned_bytes,
         "gradients": learned * method.gradient_bytes,
-        "optimizer": learned * method.optimizer_bytes,
+        "optimizer": 0 if _is_paged(spec) else learned * _optimizer_bytes(spec, method),
     }
-    size = _at_most(spec["per_device_train_batch_size"], facts.data)
+    size = _at_most(spec["per_device_train_batch_size"], facts.data) * _answers(spec)
     batch = _Batch(size, _length(spec, facts.data), packed=spec["packing"])
     adapted = sum(linear.inputs for linear in targets) / model.layers if not method.learns_all else 0.0
     activations = _activations(spec, model, batch, adapted, width)
     if method.linear_bytes is not None and not method.learns_all:
         activations += width * model.hidden * max(model.feed_forward, model.attention)  # one layer, unpacked
     logits = _loss(model, batch, width, on_gpu) + (4 * model.vocabulary * model.hidden if method.learns_all else 0)
-    if spec["eval_data"]:
-        size = _at_most(spec["per_device_eval_batch_size"], facts.eval_data)
-        evaluated = _Batch(size, _length({**spec, "packing": False}, facts.eval_data), packed=False)
+    if spec["objective"] != "sft":  # a pass of the model that it must not stray from, or of the answers of others
+        activations += _forward(model, batch, width) + batch.mask_elements * 3
+    if spec["lora"]["use_dora"] and not method.learns_all:
+        activations += DORA_BYTES_PER_WEIGHT * model.hidden * max(model.feed_forward, model.attention)
+    if spec["eval_data"] or spec["eval_fraction"]:
+        held = facts.eval_data if spec["eval_data"] else facts.data
+        size = _at_most(spec["per_device_eval_batch_size"], held) * _answers(spec)
+        evaluated = _Batch(size, _length({**spec, "packing": False}, held), packed=False)
         activations = max(activations, _forward(model, evaluated, width) + evaluated.mask_elements * 3)
         logits = max(logits, _loss(model, evaluated, width, on_gpu))
     parts |= {"activations": activations, "logits": logits}
@@ -209,7 +225,8 @@ class _Batch:
 def _activations(spec: Json, model: ModelFacts, batch: _Batch, adapted: float, width: int) -> float:
     """What a step keeps for its way back. `adapted`: inputs of one layer's adapters; they are kept in float32."""
     h, q, kv, ff = model.hidden, model.attention, model.key_value, model.feed_forward
-    drops = spec["lora"]["lora_dropout"] > 0 and adapted > 0
+    # preference trainers switch dropout off
+    drops = spec["lora"]["lora_dropout"] > 0 and adapted > 0 and spec["objective"] == "sft"
     if spec["gradient_checkpointing"]:
         one = (
             9.67 * (h + q) - 3.08 * kv + 11.12 * ff + 8.71 * adapted
@@ -226,6 +243,42 @@ def _activations(spec: Json, model: ModelFacts, batch: _Batch, adapted: float, w
         per_token, masks = model.layers * one, model.layers
     # the mask itself, and as the attention of each layer keeps it
     return batch.tokens * per_token * width / 2 + batch.mask_elements * (1 + 2 * masks)
+
+
+def _method(spec: Json) -> Method:
+    if spec["pure_bf16"]:
+        return PURE_BF16
+    found = METHODS[spec["method"]]
+    if spec["method"] == "qlora" and spec["bnb_4bit_use_double_quant"]:
+        return replace(found, linear_bytes=DOUBLE_QUANTISED_BYTES)
+    return found
+
+
+def _optimizer_bytes(spec: Json, method: Method) -> float:
+    numbers, besides = OPTIMIZERS[spec["optim"]]
+    return numbers * method.learned_bytes + besides
+
+
+def _is_paged(spec: Json) -> bool:
+    """Its states go to the machine's memory when the GPU's runs short."""
+    return str(spec["optim"]).startswith("paged_")
+
+
+def _answers(spec: Json) -> int:
+    """Sequences that go through the model for one row: dpo compares two answers."""
+    return 2 if spec["objective"] == "dpo" else 1
+
+
+def _beside(spec: Json, model: ModelFacts, learned: int, method: Method, width: int) -> float:
+    """Weights that are there a second time: what a preference must not stray from, and copies in the compute dtype."""
+    total = 0.0
+    if method.learns_all and spec["objective"] != "sft":
+        total += model.parameters * width
+    elif spec["adapter"] and spec["objective"] != "sft":
+        total += learned * method.learned_bytes  # the adapter that it begins with
+    if method.learns_all and method.learned_bytes > width:
+        total += model.linear_parameters * width  # autocast keeps them for the way back
+    return total
 
 
 def _loss(model: ModelFacts, batch: _Batch, width: int, on_gpu: bool) -> float:
@@ -251,10 +304,18 @@ def _targets(model: ModelFacts, names: object) -> list[Linear]:
     return [each for each in model.linears if any(f".{each.path}".endswith(f".{name}") for name in wanted)]
 
 
-def _adapter_parameters(spec: Json, targets: list[Linear], facts: Facts) -> int:
+def _adapter_parameters(spec: Json, targets: list[Linear], model: ModelFacts, facts: Facts) -> int:
     if facts.adapter_parameters is not None:
         return facts.adapter_parameters
-    return int(spec["lora"]["r"]) * sum(each.inputs + each.outputs for each in targets)
+    magnitudes = sum(each.outputs for each in targets) if spec["lora"]["use_dora"] else 0
+    ranks = int(spec["lora"]["r"]) * sum(each.inputs + each.outputs for each in targets)
+    return ranks + magnitudes + sum(_whole_layer(model, str(name)) for name in spec["lora"]["modules_to_save"])
+
+
+def _whole_layer(model: ModelFacts, name: str) -> int:
+    """Parameters of a layer that is learnt whole: a linear one by its name, else a table of the vocabulary."""
+    linear = sum(each.inputs * each.outputs // each.count for each in _targets(model, (name,)))
+    return linear or model.vocabulary * model.hidden
 
 
 def _length(spec: Json, data: DataReport | None) -> int:
@@ -277,10 +338,10 @@ def _width(spec: Json, on_gpu: bool) -> int:
 
 
 def _checkpoint_bytes(spec: Json, learned: int, model: ModelFacts, steps: int | None) -> int:
-    method = METHODS[spec["method"]]
+    method = _method(spec)
     result = learned * method.learned_bytes
-    one = result + learned * method.optimizer_bytes + CHECKPOINT_REST_BYTES
-    kept = CHECKPOINTS_KEPT + bool(spec["eval_data"])
+    one = round(result + learned * _optimizer_bytes(spec, method)) + CHECKPOINT_REST_BYTES
+    kept = CHECKPOINTS_KEPT + bool(spec["eval_data"] or spec["eval_fraction"])
     if steps:
         kept = min(kept, math.ceil(steps / save_every(spec, steps)))
     return kept * one + result + TOKENIZER_BYTES

@@ -1,45 +1,46 @@
-"""Supervised fine-tuning with a LoRA adapter: rows in, an adapter with its tokenizer and model card out.
+"""Fine-tuning: rows in, an adapter or a whole model with its tokenizer and model card out.
 
-Reads like the work goes: rows → tokens → model → steps with sealed checkpoints → adapter. Loads torch and its family.
+Reads like the work goes: rows → tokens → model → steps with sealed checkpoints → result. Loads torch and its family.
 """
 
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import peft  # noqa: TID253
-from trl import SFTConfig  # noqa: TID253
+import torch  # noqa: TID253
 
-from jobs import checkpoints, environment, preview, sft, weights
+from jobs import batches, checkpoints, environment, model_facts, preferences, preview, sft, weights
+from jobs.best import Best
 from jobs.card import model_card
-from jobs.estimate import optimizer_steps, save_every
+from jobs.causes import gpu_out_of_memory
+from jobs.estimate import Facts, optimizer_steps, save_every
+from jobs.fitting import micro_batch
 from jobs.log import say
 from jobs.model import Cause
+from jobs.recorder import EvaluationStopped, Plan, Recorder
 from jobs.run import Interrupted, JobError, Run
 from jobs.rundir import keep_json_lines, read_json_lines
 from jobs.stability import LossWatch
-from jobs.tokens import Rows, tokenise
+from jobs.tokens import Rows, kept_apart, tokenise
+from jobs.trainers import LEARNING, Sealed, with_recorder
 
 #: A change of one of these makes it another training: its checkpoints do not fit.
 IDENTITY = (
-    "model",
-    "adapter",
-    "method",
-    "dtype",
-    "seed",
-    "data_fields",
-    "chat_template",
-    "max_length",
-    "packing",
-    "assistant_only_loss",
-    "weight_decay",
-    "lr_scheduler_type",
-    "warmup_ratio",
-    "lora",
-)
+    "model", "adapter", "method", "objective", "loss_type", "beta", "desirable_weight", "undesirable_weight", "dtype", "pure_bf16",
+    "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "seed", "data_fields", "chat_template", "max_length", "packing", "assistant_only_loss", "eval_fraction",
+    "weight_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_ratio", "warmup_steps", "lora",
+)  # fmt: skip
+TRAINERS: Mapping[str, Callable[..., Sealed]] = {"sft": sft.trainer, "dpo": preferences.dpo, "kto": preferences.kto}
+#: Of a GPU's free memory the search for a micro-batch leaves so much: estimates are off by a few percent.
+SPARE = 0.10
+#: On a CPU more rows at once are no faster.
+ROWS_AT_ONCE_ON_CPU = 4
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -52,37 +53,131 @@ def run(run: Run) -> dict[str, Any]:
 
 
 def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
-    spec = run.order.spec
     weights.quiet_libraries()
     weights.limit_threads()
     environment.record(run)
     run.phase("loading")
-    device = weights.device(spec)
+    device = _device(run.order.spec)
     tokenizer = weights.load_tokenizer(run.order)
-    rows = tokenise(run, "data", tokenizer, drafts)
-    eval_rows = tokenise(run, "eval_data", tokenizer, drafts) if "eval_data" in run.order.paths else None
-    preview.leave(run, tokenizer, rows.rows + rows.dropped)
+    rows, eval_rows = _rows(run, tokenizer, drafts)
     resumed = _resumable(run, rows)
     _forget_metrics_after(run, checkpoints.step_of(resumed) if resumed else 0)
 
     run.phase("loading")
-    model = weights.load_model(run.order, device, trainable=True)
+    model = _load(run, device, learns=True)
+    try:
+        _find_micro_batch(run, device, rows, eval_rows)
+        return _learn(run, model, tokenizer, device, rows, eval_rows, resumed, drafts)
+    except torch.OutOfMemoryError as error:  # here, because only here is known how many rows were tried at once
+        raise gpu_out_of_memory(run.order.spec) from error
+
+
+def _learn(
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    device: weights.Device,
+    rows: Rows,
+    eval_rows: Rows | None,
+    resumed: Path | None,
+    drafts: Path,
+) -> dict[str, Any]:
     trainer = _trainer(run, model, tokenizer, rows, eval_rows, device, drafts)
-    total = trainer.recorder.plan.total
+    recorder = trainer.recorder
     _stop_if_asked(run)
     _check_space(run, trainer.model)
-    trained_s, tokens_before = _train(trainer, resumed, total)
-    if trainer.state.global_step < total:
+    trained_s, tokens_before = _train(trainer, resumed)
+    step = trainer.state.global_step
+    if step < recorder.plan.total and not recorder.best.stopped:
         raise Interrupted
-    if eval_rows is not None and not _evaluated(run, total):
+    if eval_rows is not None and not _evaluated(run, step):
         _evaluate(trainer)
-    metrics = _metrics(run, rows, resumed, total)
-    tokens = trainer.recorder.memory.num_tokens - tokens_before
-    metrics["tokens"] = trainer.recorder.memory.num_tokens or None  # of all attempts: the count goes on after a resume
+    _take_best(run, trainer)
+    metrics = _metrics(run, rows, resumed, step, recorder)
+    tokens = recorder.memory.num_tokens - tokens_before
+    metrics["tokens"] = recorder.memory.num_tokens or None  # of all attempts: the count goes on after a resume
     metrics["tokens_per_s"] = round(tokens / trained_s, 1) if trained_s and tokens else None
-    run.phase("saving", step=total, total=total)
-    _leave_adapter(run, trainer.model, tokenizer, rows, metrics)
+    run.phase("saving", step=step, total=recorder.plan.total)
+    _leave_result(run, trainer.model, tokenizer, device, rows, metrics)
     return metrics
+
+
+def _device(spec: Mapping[str, Any]) -> weights.Device:
+    found = weights.device(spec)
+    return replace(found, dtype="bfloat16") if spec["pure_bf16"] else found
+
+
+def _rows(run: Run, tokenizer: Any, drafts: Path) -> tuple[Rows, Rows | None]:
+    spec = run.order.spec
+    rows = tokenise(run, "data", tokenizer, drafts)
+    preview.leave(run, tokenizer, rows.rows + rows.dropped)
+    if spec["eval_fraction"]:
+        return kept_apart(rows, spec["eval_fraction"], spec["seed"])
+    return rows, tokenise(run, "eval_data", tokenizer, drafts) if "eval_data" in run.order.paths else None
+
+
+def _load(run: Run, device: weights.Device, *, learns: bool) -> Any:
+    """The model as its method needs it: all weights that learn in float32, frozen ones in what is computed in, or in 4 bits."""
+    spec = run.order.spec
+    if spec["method"] == "qlora":
+        return weights.load_model(run.order, device, trainable=learns, quantization=_four_bits(spec, device))
+    if spec["method"] != "full":
+        return weights.load_model(run.order, device, trainable=learns)
+    # not "trainable": an adapter that comes with the model is merged into it, and then everything learns
+    dtype = "float32" if learns and not spec["pure_bf16"] else ""
+    return weights.load_model(run.order, device, trainable=False, dtype=dtype).requires_grad_(learns)
+
+
+def _four_bits(spec: Mapping[str, Any], device: weights.Device) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+        from transformers import BitsAndBytesConfig
+    except ImportError as error:
+        hint = "On the rig: pip install 'overnight[qlora]'."
+        raise JobError(Cause.BAD_INPUT, "Method qlora needs the package bitsandbytes.", hint) from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=spec["bnb_4bit_quant_type"],
+        bnb_4bit_use_double_quant=spec["bnb_4bit_use_double_quant"],
+        bnb_4bit_compute_dtype=getattr(torch, device.dtype),
+    )
+
+
+# -- how many rows at once ----------------------------------------------------------------------------------------------
+
+
+def _find_micro_batch(run: Run, device: weights.Device, rows: Rows, eval_rows: Rows | None) -> None:
+    """With `effective_batch_size` the micro-batch is found here, where the GPU is; a resume keeps it, where it still fits."""
+    spec, folder = run.order.spec, run.folder.checkpoints
+    if not spec["effective_batch_size"] or spec["per_device_train_batch_size"] > batches.least(spec["objective"]):
+        return
+    found = _most_rows(run, device, rows, eval_rows)
+    before = (checkpoints.origin(folder) or {}).get("micro_batch")
+    if before and before <= found:
+        found = before
+    checkpoints.note(folder, micro_batch=found)
+    fields = batches.with_micro(spec, found)
+    run.order = replace(run.order, spec={**spec, **fields})
+    say(
+        f"{found} row(s) at once, {fields['gradient_accumulation_steps']} times for each step of {spec['effective_batch_size']}."
+    )
+
+
+def _most_rows(run: Run, device: weights.Device, rows: Rows, eval_rows: Rows | None) -> int:
+    spec = run.order.spec
+    longest = max(rows.longest, eval_rows.longest if eval_rows else 0)
+    known = {**spec, "max_length": spec["max_length"] if spec["packing"] else min(spec["max_length"], longest)}
+    few = batches.sizes(spec, min(ROWS_AT_ONCE_ON_CPU, batches.rows_per_step(spec)))[-1]
+    if not device.is_gpu:
+        return few
+    try:
+        model = model_facts.read_model(weights.folder(run.order))
+    except model_facts.NoFacts as why:
+        say(f"How many rows fit is not known: {why}.")
+        return few
+    free_bytes, _ = torch.cuda.mem_get_info()
+    room_bytes = free_bytes + torch.cuda.memory_allocated()  # the model is there already, and counted in the estimate
+    return micro_batch(known, Facts(model=model), round(room_bytes * (1 - SPARE))) or few
 
 
 # -- going on where it stopped --------------------------------------------------------------------------------------------
@@ -93,7 +188,7 @@ def _resumable(run: Run, rows: Rows) -> Path | None:
     folder, spec = run.folder.checkpoints, run.order.spec
     facts = {key: spec[key] for key in IDENTITY} | {
         "data_sha256": rows.sha256,
-        "effective_batch": spec["per_device_train_batch_size"] * spec["gradient_accumulation_steps"],
+        "effective_batch": batches.rows_per_step(spec),
     }
     before = checkpoints.origin(folder) if run.order.resume else None
     changed = [key for key, value in facts.items() if before is not None and before.get(key) != value]
@@ -142,24 +237,25 @@ def _check_space(run: Run, model: Any) -> None:
 
 def _trainer(
     run: Run, model: Any, tokenizer: Any, rows: Rows, eval_rows: Rows | None, device: weights.Device, drafts: Path
-) -> sft.Trainer:
+) -> Sealed:
     spec = run.order.spec
-    lora = None
-    if not isinstance(model, peft.PeftModel):
-        lora = peft.LoraConfig(task_type="CAUSAL_LM", **_lora(spec["lora"]))
-    plan = sft.Plan(total=1, save_every=1)  # replaced below: packing decides how many rows there are
-    recorder = sft.Recorder(run, plan, LossWatch(len(tokenizer)), lambda why, step: _give_up(run, why, step))
+    plan = Plan(total=1, save_every=1)  # replaced below: packing decides how many rows there are
+    watch = LossWatch(len(tokenizer))
+    recorder = Recorder(run, plan, watch, Best.of(spec), lambda why, step: _give_up(run, why, step))
+    parts: dict[str, Any] = {"model": model, "processing_class": tokenizer, "train_dataset": rows.dataset}
+    parts["eval_dataset"] = eval_rows.dataset if eval_rows else None
+    if spec["method"] != "full" and not isinstance(model, peft.PeftModel):
+        parts["peft_config"] = peft.LoraConfig(task_type="CAUSAL_LM", **_lora(spec["lora"]))
+    if spec["method"] == "full" and spec["objective"] != "sft":
+        parts["ref_model"] = _load(
+            run, device, learns=False
+        )  # what it must not stray from; an adapter is switched off for that
     try:
-        trainer = sft.trainer(
-            _config(spec, device, drafts),
-            recorder,
-            model=model,
-            train_dataset=rows.dataset,
-            eval_dataset=eval_rows.dataset if eval_rows else None,
-            processing_class=tokenizer,
-            peft_config=lora,
-        )
-    except ValueError as error:  # what PEFT and TRL say about parameters that do not fit this model
+        trainer = with_recorder(TRAINERS[spec["objective"]](spec, device, drafts, **parts), recorder)
+    except (
+        ValueError,
+        ImportError,
+    ) as error:  # what PEFT and TRL say about parameters that do not fit this model or rig
         raise JobError(Cause.BAD_INPUT, f"These parameters do not fit the model: {str(error)[:300]}") from error
     recorder.plan = _plan(spec, len(trainer.train_dataset), evaluates=eval_rows is not None)
     learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -170,77 +266,73 @@ def _trainer(
 
 
 def _lora(spec: Mapping[str, Any]) -> dict[str, Any]:
-    targets = spec["target_modules"]
-    return {**spec, "target_modules": targets if isinstance(targets, str) else list(targets)}
+    """PEFT's own options; what is not given is left to it."""
+    lists = {name: list(value) for name, value in spec.items() if isinstance(value, (list, tuple)) and value}
+    plain = {name: value for name, value in spec.items() if not isinstance(value, (list, tuple))}
+    return plain | lists
 
 
-def _config(spec: Mapping[str, Any], device: weights.Device, drafts: Path) -> SFTConfig:
-    return SFTConfig(
-        output_dir=str(drafts),
-        max_steps=spec["max_steps"] or -1,
-        num_train_epochs=spec["num_train_epochs"],
-        per_device_train_batch_size=spec["per_device_train_batch_size"],
-        per_device_eval_batch_size=spec["per_device_eval_batch_size"],
-        gradient_accumulation_steps=spec["gradient_accumulation_steps"],
-        learning_rate=spec["learning_rate"],
-        lr_scheduler_type=spec["lr_scheduler_type"],
-        warmup_steps=min(spec["warmup_ratio"], 0.999999),  # below 1 it is a share of all steps
-        weight_decay=spec["weight_decay"],
-        seed=spec["seed"],
-        max_length=spec["max_length"],
-        packing=spec["packing"],
-        packing_strategy="bfd_split",
-        eval_packing=False,
-        # without packing the rows are as they must be; TRL would only copy them
-        dataset_kwargs={"skip_prepare_dataset": not spec["packing"]},
-        gradient_checkpointing=spec["gradient_checkpointing"],
-        bf16=device.dtype == "bfloat16",
-        fp16=device.dtype == "float16",
-        use_cpu=not device.is_gpu,
-        dataloader_pin_memory=device.is_gpu,
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would show a loss that is not a number as 0
-        save_strategy="no",  # our recorder decides
-        eval_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-
-
-def _plan(spec: Mapping[str, Any], rows: int, *, evaluates: bool) -> sft.Plan:
+def _plan(spec: Mapping[str, Any], rows: int, *, evaluates: bool) -> Plan:
     total = optimizer_steps(spec, rows)
-    return sft.Plan(
+    return Plan(
         total=total,
         save_every=save_every(spec, total),
         eval_every=spec["eval_steps"] or 0,
         evaluates=evaluates,
+        keeps_best=bool(spec["load_best_model_at_end"] or spec["early_stopping_patience"]),
         log_every=spec["logging_steps"],
     )
 
 
-def _train(trainer: sft.Trainer, resumed: Path | None, total: int) -> tuple[float, int]:
+def _train(trainer: Sealed, resumed: Path | None) -> tuple[float, int]:
     """Take the steps that are left. Returns how long it took and how many tokens had been seen before."""
+    recorder = trainer.recorder
     if resumed is not None:
         trainer.recall(resumed)
-    seen = trainer.recorder.memory.num_tokens
-    if resumed is not None and checkpoints.step_of(resumed) >= total:
-        trainer.load_weights(resumed)  # only the output was missing
+    seen = recorder.memory.num_tokens
+    if resumed is not None and _is_done(trainer, resumed):
         return 0.0, seen
     began = time.monotonic()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     return time.monotonic() - began, seen
 
 
-def _evaluate(trainer: sft.Trainer) -> None:
+def _is_done(trainer: Sealed, resumed: Path) -> bool:
+    """Whether only the output was missing. An evaluation that was due at the checkpoint's step is made up for."""
+    recorder, step = trainer.recorder, checkpoints.step_of(resumed)
+    if step >= recorder.plan.total or recorder.best.stopped:
+        trainer.load_weights(resumed)
+        return True
+    if recorder.plan.evaluates_at(step) and not _evaluated(recorder.run, step):
+        trainer.load_weights(resumed)
+        _evaluate(trainer)
+    return recorder.best.stopped
+
+
+def _evaluate(trainer: Sealed) -> None:
     try:
         trainer.evaluate()
-    except sft.EvaluationStopped:
+    except EvaluationStopped:
         raise Interrupted from None
 
 
 def _evaluated(run: Run, step: int) -> bool:
     return any("eval_loss" in line and line["step"] == step for line in read_json_lines(run.folder.metrics))
+
+
+def _take_best(run: Run, trainer: Sealed) -> None:
+    """The best evaluated weights in place of the last ones, where that was asked for."""
+    best, plan = trainer.recorder.best, trainer.recorder.plan
+    if not plan.keeps_best or best.step is None or best.step == trainer.state.global_step:
+        return
+    found = [path for path in checkpoints.sealed(run.folder.checkpoints) if checkpoints.step_of(path) == best.step]
+    wrong = checkpoints.what_is_wrong(found[0]) if found else "it is not there"
+    if wrong is not None:
+        say(f"The best checkpoint, of step {best.step}, cannot be used ({wrong}): the last one is the result.")
+        best.step = trainer.state.global_step
+        return
+    trainer.load_weights(found[0])
+    say(f"The result is the checkpoint of step {best.step}: {best.metric} {best.value:.4f}.")
 
 
 def _stop_if_asked(run: Run) -> None:
@@ -251,17 +343,21 @@ def _stop_if_asked(run: Run) -> None:
 # -- results ------------------------------------------------------------------------------------------------------------
 
 
-def _metrics(run: Run, rows: Rows, resumed: Path | None, total: int) -> dict[str, Any]:
+def _metrics(run: Run, rows: Rows, resumed: Path | None, step: int, recorder: Recorder) -> dict[str, Any]:
     lines = list(read_json_lines(run.folder.metrics))
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
-    eval_losses = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
+    keeps_best = recorder.plan.keeps_best
+    taken = recorder.best.step if keeps_best else step
+    eval_losses = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None and line["step"] == taken]
     last = losses[-math.ceil(len(losses) / 10) :]
     return {
         "train_loss": round(sum(last) / len(last), 6) if last else None,
         "first_loss": round(losses[0], 6) if losses else None,
         "final_loss": round(losses[-1], 6) if losses else None,
         "eval_loss": round(eval_losses[-1], 6) if eval_losses else None,
-        "steps": total,
+        "steps": step,
+        "best_step": taken if keeps_best else None,
+        "best_metric": recorder.best.value if keeps_best else None,
         "rows": rows.rows,
         "tokens": rows.tokens,
         "trained_tokens": rows.trained_tokens,
@@ -271,16 +367,24 @@ def _metrics(run: Run, rows: Rows, resumed: Path | None, total: int) -> dict[str
     }
 
 
-def _leave_adapter(run: Run, model: Any, tokenizer: Any, rows: Rows, metrics: Mapping[str, Any]) -> None:
-    """The adapter appears whole, or not at all."""
-    target = run.folder.adapter
+def _leave_result(
+    run: Run, model: Any, tokenizer: Any, device: weights.Device, rows: Rows, metrics: Mapping[str, Any]
+) -> None:
+    """The adapter, or the model, appears whole or not at all."""
+    whole = run.order.spec["method"] == "full"
+    target = run.folder.model if whole else run.folder.adapter
     draft = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft)
+    if whole:
+        model.to(getattr(torch, device.dtype)).save_pretrained(
+            draft
+        )  # float32 was for learning; it is used as it was computed
+    else:
+        model.save_pretrained(draft, selected_adapters=[LEARNING])
     tokenizer.save_pretrained(draft)
     card = model_card(run.order.job_id, run.order.spec, rows.sha256, metrics)
     (draft / "README.md").write_text(card)
     checkpoints.make_durable(draft)
     checkpoints.put_in_place(draft, target)
     where = target.relative_to(run.folder.path)
-    say(f"The adapter is in {where}; loss {metrics['first_loss']} → {metrics['train_loss']}.")
+    say(f"The {target.name} is in {where}; loss {metrics['first_loss']} → {metrics['train_loss']}.")

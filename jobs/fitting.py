@@ -6,16 +6,13 @@ computed again instead of kept, fewer prompts at once. Only where none of them i
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
-from jobs.estimate import METHODS, Facts, Json, estimate
-from jobs.spec import FinetuneSpec
+from jobs import batches
+from jobs.estimate import Facts, Json, estimate
 
 SHORTEST_LENGTH, LENGTH_STEP = 128, 128
 SHORTEST_ANSWER, ANSWER_STEP = 64, 64
-MOST_ACCUMULATION = 65_536
-#: What documents may ask for; others wait in jobs.estimate.
-KNOWN_METHODS = frozenset(get_args(FinetuneSpec.model_fields["method"].annotation)) & set(METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +34,16 @@ def what_fits(spec: Json, facts: Facts, room_bytes: int) -> list[Change]:
     return []
 
 
+def micro_batch(spec: Json, facts: Facts, room_bytes: int) -> int | None:
+    """The most rows that can go through the GPU at once, with the same effective batch; None when nobody knows."""
+    most = min(batches.rows_per_step(spec), batches.MOST_ROWS_AT_ONCE)
+    sizes = batches.sizes(spec, most)
+    if not sizes or estimate(spec, facts).vram_bytes is None:
+        return None
+    found = _most(spec, facts, room_bytes, [batches.with_micro(spec, micro) for micro in sizes])
+    return int(found.fields["per_device_train_batch_size"]) if found else sizes[0]
+
+
 def _same_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
     for fields in ({}, {"gradient_checkpointing": True}) if not spec["gradient_checkpointing"] else ({},):
         found = _largest_batch(spec, facts, room_bytes, fields)
@@ -46,15 +53,29 @@ def _same_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change
 
 def _other_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
     sparing = {} if spec["gradient_checkpointing"] else {"gradient_checkpointing": True}
-    found = None
-    if "qlora" in KNOWN_METHODS and spec["method"] != "qlora":
-        found = _largest_batch(spec, facts, room_bytes, {**sparing, "method": "qlora"})
+    tried_methods = (_largest_batch(spec, facts, room_bytes, {**sparing, **fields}) for fields in _sparing_methods(spec, facts))  # fmt: skip
+    found = next((change for change in tried_methods if change), None)
     if found is None:
         lengths = range(SHORTEST_LENGTH, spec["max_length"], LENGTH_STEP)
-        tried = [{**sparing, **_micro(spec, 1), "max_length": length} for length in lengths]
+        tried = [
+            {**sparing, **_micro(spec, batches.least(spec["objective"])), "max_length": length} for length in lengths
+        ]
         found = _most(spec, facts, room_bytes, tried)
     if found is not None:
         yield Change(fields=found.fields, vram_bytes=found.vram_bytes, changes_meaning=True)
+
+
+def _sparing_methods(spec: Json, facts: Facts) -> Iterator[Json]:
+    """Methods that keep less of the model in memory, the nearest first."""
+    if facts.model is not None and facts.model.quantised:
+        return
+    if spec["method"] == "full" and not spec["pure_bf16"] and spec["dtype"] in ("auto", "bfloat16"):
+        yield {"pure_bf16": True}
+    other: dict[str, Any] = {"pure_bf16": False} if spec["pure_bf16"] else {}
+    if spec["method"] == "full":
+        yield {**other, "method": "lora"}
+    if spec["method"] != "qlora":
+        yield {**other, "method": "qlora"}
 
 
 def _generations(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
@@ -72,9 +93,7 @@ def _generations(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
 
 def _largest_batch(spec: Json, facts: Facts, room_bytes: int, fields: Mapping[str, Any]) -> Change | None:
     """The largest micro-batch that fits together with these changes; the effective batch stays."""
-    size = spec["per_device_train_batch_size"]
-    whole = size * spec["gradient_accumulation_steps"]
-    sizes = [micro for micro in range(1, size + 1) if whole % micro == 0 and whole // micro <= MOST_ACCUMULATION]
+    sizes = batches.sizes(spec, spec["per_device_train_batch_size"])
     tried = [{**fields, **_micro(spec, micro)} for micro in sizes]
     found = _most(spec, facts, room_bytes, tried)
     if found is None:
@@ -89,9 +108,8 @@ def _micro(spec: Json, micro: int) -> dict[str, Any]:
     size = spec["per_device_train_batch_size"]
     fields: dict[str, Any] = {}
     if micro != size:
-        accumulation = size * spec["gradient_accumulation_steps"] // micro
-        fields = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
-    if spec["eval_data"] and spec["per_device_eval_batch_size"] > micro:
+        fields = batches.with_micro(spec, micro)
+    if (spec["eval_data"] or spec["eval_fraction"]) and spec["per_device_eval_batch_size"] > micro:
         fields["per_device_eval_batch_size"] = micro
     return fields
 

@@ -92,6 +92,11 @@ class RunDir:
         return self.output / "adapter"
 
     @property
+    def model(self) -> Path:
+        """Where a full fine-tune leaves its model."""
+        return self.output / "model"
+
+    @property
     def generations(self) -> Path:
         """Where a generation leaves its rows."""
         return self.output / "generations.jsonl"

@@ -1,9 +1,10 @@
 """A file of rows as a table of tokens on disk: memory stays small however long the file is. Loads pyarrow and datasets."""
 
 import math
+import random
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,22 @@ from typing import Any
 import datasets  # noqa: TID253
 import pyarrow  # noqa: TID253
 
-from jobs.data import InvalidData, Reading, sha256_of, training_rows, training_shape, unit_of
+from jobs.data import InvalidData, Reading, Row, sha256_of, training_rows, training_shape, unit_of
 from jobs.encoding import encode
 from jobs.log import say
 from jobs.model import Cause
+from jobs.preference_tokens import encode_preference
 from jobs.run import Interrupted, JobError, Run
 
 ROWS_PER_BATCH = 1000
 BEAT_EVERY_S = 1.0
-SCHEMA = pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in ("input_ids", "labels")])
+TOKENS = pyarrow.list_(pyarrow.int32())
+#: The columns that each objective learns from.
+SCHEMAS = {
+    "sft": pyarrow.schema([("input_ids", TOKENS), ("labels", TOKENS)]),
+    "dpo": pyarrow.schema([("prompt_ids", TOKENS), ("chosen_ids", TOKENS), ("rejected_ids", TOKENS)]),
+    "kto": pyarrow.schema([("prompt_ids", TOKENS), ("completion_ids", TOKENS), ("label", pyarrow.bool_())]),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,8 @@ class Rows:
     trained_tokens: int
     cut: int
     dropped: int
+    #: Tokens of the longest row.
+    longest: int = 0
 
 
 @dataclass
@@ -42,6 +52,12 @@ class _Counts:
     trained_tokens: int = 0
     cut: int = 0
     dropped: int = 0
+    longest: int = 0
+
+    def add(self, tokens: int, trained: int, longest: int) -> None:
+        """Count a row that is learnt from."""
+        self.rows, self.tokens, self.trained_tokens = self.rows + 1, self.tokens + tokens, self.trained_tokens + trained
+        self.longest = max(self.longest, longest)
 
 
 def tokenise(run: Run, field: str, tokenizer: Any, folder: Path) -> Rows:
@@ -49,11 +65,11 @@ def tokenise(run: Run, field: str, tokenizer: Any, folder: Path) -> Rows:
     path, spec = Path(run.order.paths[field]), run.order.spec
     target = folder / f"{field}.arrow"
     counts = _Counts()
-    encoded = _encoded(run, path, spec, tokenizer, counts)
+    encoded, schema = _encoded(run, path, spec, tokenizer, counts), SCHEMAS[spec["objective"]]
     try:
-        with pyarrow.OSFile(str(target), "wb") as file, pyarrow.ipc.new_stream(file, SCHEMA) as writer:
+        with pyarrow.OSFile(str(target), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
             while batch := list(islice(encoded, ROWS_PER_BATCH)):
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=SCHEMA))
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
     except InvalidData as error:
         raise JobError(Cause.BAD_INPUT, f"{field}: {error}.", "Correct the file and submit the job again.") from error
     if not counts.rows:
@@ -68,13 +84,11 @@ def tokenise(run: Run, field: str, tokenizer: Any, folder: Path) -> Rows:
 
 def _encoded(
     run: Run, path: Path, spec: Mapping[str, Any], tokenizer: Any, counts: _Counts
-) -> Iterator[dict[str, list[int]]]:
+) -> Iterator[Mapping[str, Any]]:
     told_at = -math.inf
     for number, row in training_rows(path, Reading.of(spec)):
         try:
-            # a packed text is split where it is too long, everything else is cut
-            whole = spec["packing"] and training_shape(row) == "text"
-            encoded = encode(row, tokenizer, None if whole else spec["max_length"], spec["assistant_only_loss"])
+            columns = _sft_row(row, spec, tokenizer, counts) if spec["objective"] == "sft" else _preference(row, spec, tokenizer, counts)  # fmt: skip
         except ValueError as error:
             raise InvalidData(path, number, str(error), unit=unit_of(path)) from None
         if (now := time.monotonic()) - told_at > BEAT_EVERY_S:
@@ -82,11 +96,40 @@ def _encoded(
             run.phase("preparing", step=number)
             if run.stop_requested:
                 raise Interrupted
-        counts.cut += encoded.cut
-        if not encoded.trained:
+        if columns is None:
             counts.dropped += 1
             continue
-        counts.rows += 1
-        counts.tokens += len(encoded.input_ids)
-        counts.trained_tokens += encoded.trained
-        yield {"input_ids": encoded.input_ids, "labels": encoded.labels}
+        yield columns
+
+
+def _sft_row(row: Row, spec: Mapping[str, Any], tokenizer: Any, counts: _Counts) -> Mapping[str, Any] | None:
+    # a packed text is split where it is too long, everything else is cut
+    whole = spec["packing"] and training_shape(row) == "text"
+    encoded = encode(row, tokenizer, None if whole else spec["max_length"], spec["assistant_only_loss"])
+    counts.cut += encoded.cut
+    if not encoded.trained:
+        return None
+    counts.add(len(encoded.input_ids), encoded.trained, len(encoded.input_ids))
+    return {"input_ids": encoded.input_ids, "labels": encoded.labels}
+
+
+def _preference(row: Row, spec: Mapping[str, Any], tokenizer: Any, counts: _Counts) -> Mapping[str, Any] | None:
+    pair = encode_preference(row, tokenizer, spec["objective"], spec["max_length"])
+    if pair is None:
+        return None
+    counts.cut += pair.cut
+    counts.add(pair.tokens, pair.trained, pair.longest)
+    return pair.columns
+
+
+def kept_apart(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows to learn from, and rows to evaluate on: always the same ones for a file and a seed."""
+    count = len(rows.dataset)
+    evaluated = min(count - 1, max(1, round(count * fraction)))
+    if evaluated < 1:
+        message = "eval_fraction: the data has one row, and none would be left to learn from."
+        raise JobError(Cause.BAD_INPUT, message, "Give more rows, or leave eval_fraction out.")
+    chosen = set(random.Random(seed).sample(range(count), evaluated))  # noqa: S311
+    apart = [[at for at in range(count) if (at in chosen) is wanted] for wanted in (False, True)]
+    learnt, held = (rows.dataset.select(places, keep_in_memory=True) for places in apart)
+    return replace(rows, dataset=learnt, rows=len(learnt)), replace(rows, dataset=held, rows=len(held))

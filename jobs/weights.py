@@ -53,6 +53,17 @@ def sources(order: Order) -> Sources:
     return Sources(model=name, revision=revision or None, adapter=adapter)
 
 
+def folder(order: Order) -> Path:
+    """Where the weights are: the model's folder, or the hub's cache once it is loaded."""
+    source = sources(order)
+    if source.is_local:
+        return Path(source.model)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.model, "config.json", revision=source.revision)
+    return Path(found).parent if isinstance(found, str) else Path(source.model)
+
+
 def device(spec: Mapping[str, Any]) -> Device:
     """The GPU that this job sees, or the CPU. Raises JobError when the document asks for what it cannot do."""
     import torch
@@ -112,8 +123,11 @@ def load_tokenizer(order: Order) -> Any:
     return tokenizer
 
 
-def load_model(order: Order, to: Device, *, trainable: bool) -> Any:
-    """The model on its device, with its adapter. To generate, the adapter is merged into the weights."""
+def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", quantization: Any = None) -> Any:
+    """The model on its device, with its adapter. To generate, the adapter is merged into the weights.
+
+    `dtype`: of its weights, where that is not what it computes in. `quantization`: a BitsAndBytesConfig to load it with.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -122,7 +136,9 @@ def load_model(order: Order, to: Device, *, trainable: bool) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             source.model,
             revision=source.revision,
-            dtype=getattr(torch, to.dtype),
+            dtype=getattr(torch, dtype or to.dtype),
+            quantization_config=quantization,
+            device_map={"": to.name} if quantization is not None else None,
             use_safetensors=True,
             trust_remote_code=_remote_code(order),
         )
@@ -133,7 +149,8 @@ def load_model(order: Order, to: Device, *, trainable: bool) -> Any:
     if source.adapter:
         model = _with_adapter(model, Path(source.adapter), trainable=trainable)
     try:
-        model.to(to.name)
+        if quantization is None:
+            model.to(to.name)
     except torch.OutOfMemoryError as error:
         # a smaller batch would not help, so none is proposed
         hint = "Use a smaller model, or a GPU with more free memory."

@@ -16,7 +16,7 @@ import pytest
 from until import until
 
 from jobs.__main__ import main
-from jobs.run import Order
+from jobs.run import Order, Run
 from jobs.rundir import RunDir, read_json, read_json_lines
 from jobs.spec import dump, parse
 
@@ -44,11 +44,14 @@ ENVIRONMENT = {
 }
 
 
-def start(folder: RunDir, *, free_bytes: int | None = None) -> ForkServerProcess:
-    """Start the attempt in a process of its own; its output goes to log.txt. `free_bytes`: what it is told of its disk."""
+def start(folder: RunDir, *, free_bytes: int | None = None, dies_at: int | None = None) -> ForkServerProcess:
+    """Start the attempt in a process of its own; its output goes to log.txt.
+
+    `free_bytes`: what it is told of its disk. `dies_at`: it is killed as soon as it has written this step's metrics.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jobs.finetune", "jobs.generate"])
-    process = context.Process(target=_attempt, args=(str(folder.path), free_bytes), daemon=True)
+    process = context.Process(target=_attempt, args=(str(folder.path), free_bytes, dies_at), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -56,8 +59,10 @@ def start(folder: RunDir, *, free_bytes: int | None = None) -> ForkServerProcess
     return process
 
 
-def _attempt(path: str, free_bytes: int | None) -> None:
+def _attempt(path: str, free_bytes: int | None, dies_at: int | None) -> None:
     folder = RunDir(Path(path))
+    if dies_at is not None:
+        _die_at(dies_at)
     if free_bytes is not None:
         shutil.disk_usage = lambda _: SimpleNamespace(free=free_bytes)  # type: ignore[assignment,misc]
     log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -65,6 +70,17 @@ def _attempt(path: str, free_bytes: int | None) -> None:
     os.dup2(log, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
     sys.exit(main(folder.path))
+
+
+def _die_at(last: int) -> None:
+    write = Run.metrics
+
+    def metrics(run: Run, step: int, **values: float | None) -> None:
+        write(run, step, **values)
+        if step >= last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Run.metrics = metrics  # type: ignore[method-assign]
 
 
 def finish(folder: RunDir, *, within_s: float = 120.0) -> int | None:

@@ -12,9 +12,10 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from api.cli.fields import DocumentError
+from api.cli.fields import DocumentError, assignment, change
 from api.client import Client, digest_of
 from jobs import data, expansion
+from jobs.aliases import translate
 from jobs.pipeline import linked
 from jobs.spec import FILE_FIELDS, INPUT_REFERENCE, FieldError, InvalidSpec, parse
 
@@ -48,6 +49,31 @@ def members(body: Json) -> list[Json]:
     if not isinstance(found, list) or not all(isinstance(job, dict) for job in found):
         raise DocumentError("jobs is a list of job documents, and base is one")
     return found
+
+
+def in_our_names(body: Json) -> list[str]:
+    """Put our names in place of other tools', in each document of the body. What was changed. Raises DocumentError."""
+    notes: dict[str, None] = {}
+    for number, document in enumerate(members(body)):
+        try:
+            found, told = translate(document)
+        except InvalidSpec as error:
+            raise _refused(error, f"jobs.{number}." if "jobs" in body else "") from None
+        document.clear()
+        document.update(found)
+        notes |= dict.fromkeys(told)
+    return list(notes)
+
+
+def assign(document: Json, text: str) -> list[str]:
+    """Carry out `FIELD=VALUE`, by whichever tool's name of the field. What was changed. Raises DocumentError."""
+    own = {"kind": document["kind"]} if "kind" in document else {}
+    try:
+        found, notes = translate(own | assignment(text))
+    except InvalidSpec as error:
+        raise _refused(error, "") from None
+    change(document, found)
+    return notes
 
 
 def check(body: Json) -> None:

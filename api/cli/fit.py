@@ -57,6 +57,8 @@ def _documents(session: Session, file: str) -> Iterator[tuple[Json, Json]]:
         yield session.client.job(session.job_id(file))["spec"], {}
         return
     body = documents.read(path)
+    for note in documents.in_our_names(body):
+        output.say(output.clean_line(note))
     folders = (path.parent, Path())
     reports = documents.check_rows(body, folders)
     documents.name_files(body, folders)

@@ -53,12 +53,15 @@ def submit(
     body: Json = documents.read(file) if file else {"argv": list(argv)} if argv else {}
     if table is not None:
         body = documents.with_table(body, table.resolve())
+    notes = documents.in_our_names(body)  # before the flags, which have our names and count more
     for document in documents.members(body):
         fields.change(document, flags.document(kind, values))
         if kind != "command":  # which has a field of this name
             fields.allow_retries(document, values.get("retries"))
         for text in values["sets"]:
-            fields.change(document, fields.assignment(text))
+            notes += documents.assign(document, text)
+    for note in dict.fromkeys(notes):
+        output.say(output.clean_line(note))
     if argv and ship and not {"workdir", "cwd"} & set(body) and (folder := workdirs.suggested(argv, Path())):
         body["workdir"] = folder
     send(session, body, (file.parent, Path()) if file else (Path(),), how)

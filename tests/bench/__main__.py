@@ -25,6 +25,7 @@ from quiet import idle, transactions
 from real_night import foretold
 from rig import BenchFailed
 from starts import next_job, start
+from training import training
 from warm import warm
 from watching import history, sampler
 
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "start": start,
     "next": next_job,
     "warm": warm,
+    "training": training,
     "drain": drain,
     "batch": batch,
     "idle": idle,

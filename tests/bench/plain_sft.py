@@ -1,4 +1,4 @@
-"""The same fine-tune as anybody writes it: `python plain_sft.py MODEL DATA FOLDER PARAMETERS`. Leaves its times in FOLDER."""
+"""The same fine-tune as anybody writes it: `python plain_sft.py MODEL DATA FOLDER PARAMETERS`. Leaves times and curve in FOLDER."""
 
 import json
 import sys
@@ -15,12 +15,20 @@ IMPORTED = time.time()
 
 
 class FirstStep(TrainerCallback):  # type: ignore[misc]
-    """Notes when the first step was done."""
+    """Notes when the first step was done, and what each step says."""
 
     at = 0.0
 
+    def __init__(self) -> None:
+        self.curve: list[dict[str, float]] = []
+
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.at = self.at or time.time()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" in logs:
+            keys = ("loss", "learning_rate", "num_tokens")
+            self.curve.append({"step": state.global_step, "time": time.time(), **{key: logs[key] for key in keys}})
 
 
 def main() -> None:
@@ -34,11 +42,12 @@ def main() -> None:
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"),
         args=SFTConfig(
             output_dir=str(folder / "output"), use_cpu=True, bf16=False, save_strategy="no", report_to=[],
-            disable_tqdm=True, learning_rate=2e-4, dataloader_pin_memory=False, gradient_checkpointing=False, **parameters,
+            disable_tqdm=True, logging_steps=1, learning_rate=2e-4, dataloader_pin_memory=False, gradient_checkpointing=False, **parameters,
         ),
         callbacks=[first_step],
     )  # fmt: skip
     trainer.train()
+    (folder / "curve.json").write_text(json.dumps(first_step.curve))
     (folder / "marks.json").write_text(json.dumps([IMPORTED, first_step.at]))
 
 

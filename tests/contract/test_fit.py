@@ -91,7 +91,7 @@ def test_what_is_named_is_accepted(client: TestClient, rigs: Rigs, models: Path)
 
 
 def test_a_model_that_is_too_large_for_itself_is_told_as_such(client: TestClient, rigs: Rigs, models: Path) -> None:
-    rigs(rig=(12,))
+    rigs(rig=(5,))
     message = refused(client, tune())["model"]
 
     assert "No smaller batch would help; its weights alone take 15 GiB" in message
@@ -181,7 +181,7 @@ def test_a_model_of_the_hub_is_known_once_it_was_fetched(
     write_model(repository / "snapshots" / "c0ffee", LLAMA_3_8B)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("c0ffee")
-    rigs(rig=(12,))
+    rigs(rig=(5,))
 
     assert set(refused(client, tune(model="org/name"))) == {"model"}
     assert set(refused(client, tune(model="org/name@c0ffee"))) == {"model"}

@@ -235,6 +235,32 @@ def test_a_dry_run_stores_nothing(api: Api, tmp_path: Path):
     assert api.submit("finetune", *flags, "--after", "77").exit_code == 2
 
 
+def test_a_recipe_of_another_tool_is_submitted_with_a_printed_translation(api: Api, tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    (tmp_path / "axolotl.yaml").write_text(
+        "base_model: org/model\nadapter: lora\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\n"
+        "micro_batch_size: 2\nlearning_rate: 1e-4\nwandb_project:\n"
+    )
+    flags = (
+        str(tmp_path / "axolotl.yaml"),
+        "--set",
+        "num_epochs=2",
+        "--set",
+        "micro_batch_size=3",
+        "--dry-run",
+        "--json",
+    )
+    result = api.submit(*flags)
+    assert result.exit_code == 0, result.output
+    told = result.stderr.splitlines()
+    assert {"base_model -> model", "datasets[0] -> data = rows.jsonl", "num_epochs -> num_train_epochs"} <= set(told)
+    [trial] = json.loads(result.stdout)["jobs"]
+    assert (trial["job"]["num_train_epochs"], float(trial["job"]["learning_rate"])) == (2, 1e-4)
+    assert trial["job"]["data"].startswith("sha256:")
+    # what --set says counts more than the file, in whichever name
+    assert trial["job"]["per_device_train_batch_size"] == 3
+
+
 def test_a_dry_run_tells_what_the_job_would_need(api: Api, big_model: str, tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text(ROWS * 40)
     flags = ("--model", big_model, "--data", str(tmp_path / "rows.jsonl"), "--dry-run")
