@@ -286,8 +286,8 @@ def _segments(encoded: Encoded, tokenizer: Any) -> Iterator[Segment]:
         yield Segment(text=run, part=part)
     if encoded.cut:
         ended = encoded.places[-1] == (len(text), len(text))  # by an end token that we have put there
-        end = str(tokenizer.special_tokens_map.get("eos_token", "")) if ended else ""
-        yield Segment(text=text[at:] + end, part="cut")
+        closing = str(tokenizer.special_tokens_map.get("eos_token", "")) if ended else ""
+        yield Segment(text=text[at:] + closing, part="cut")
 
 
 def _shortened(segments: Iterable[Segment]) -> Iterator[Segment]:

@@ -188,7 +188,7 @@ def test_the_queue_stands_in_its_order_with_places_reasons_and_neighbours(
     store.offer("1", rig="rig", slots=("cpu:0",), epoch=store.new_epoch("rig"), now=NOW)
     for path in ("/", "/?state=queued", "/fragments/jobs"):
         html = browser.get(path).text
-        rows = re.findall(r'<li class="row queued">.*?</li>', html, re.DOTALL)
+        rows = re.findall(r'<li class="row queued"[^>]*>.*?</li>', html, re.DOTALL)
         assert [re.findall(r'class="place"[^>]*>(\d+)\.', row)[0] for row in rows] == ["1", "2", "3", "4"]
         assert [re.findall(r'class="id">#(\d+)', row)[0] for row in rows] == ["1", "3", "2", "4"]
         assert all(re.search(r'class="why">\S', row) for row in rows)
