@@ -7,7 +7,7 @@ published; its verdicts go out with the daemon's beat, so that the page gives th
 import os
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -21,6 +21,8 @@ from daemon.telemetry import Live
 UNFIT = frozenset({"lost", "suspect"})
 #: What a desktop may hold; the baseline is never taken for more.
 LARGEST_BASELINE_BYTES = 1536 * MIB
+#: A process of ours on a GPU whose job has ended is left behind when it is still there after this long: it is ended.
+LEFT_BEHIND_S = 5.0
 #: An ended job's memory is free when no more than this is held above the baseline; within this time, or something is wrong.
 DRAINED_BYTES, DRAIN_S = 256 * MIB, 30.0
 #: On an idle GPU, memory that no listed process explains, or work that none does, is somebody's.
@@ -66,6 +68,8 @@ class _Memory:
     stranger: str | None = None
     stranger_since: float | None = None
     stranger_seen_at: float | None = None
+    #: It is a job of ours that was given another GPU.
+    stranger_is_ours: bool = False
     blocked: bool = False
     loaded_since: float | None = None
     hot_since: float | None = None
@@ -92,6 +96,10 @@ class Conditions:
         self._memories: dict[str, _Memory] = {}
         #: The verdicts of the last look.
         self.latest: dict[str, Condition] = {}
+        #: Processes of jobs that have ended, to be ended.
+        self.left_behind: dict[int, Process] = {}
+        self._left_since: dict[int, float] = {}
+        self._occupied: Mapping[str, str] = {}
         self._read_at: float | None = None
 
     def look(self, live: Live, occupied: Mapping[str, str], now: float) -> dict[str, Condition]:
@@ -101,19 +109,38 @@ class Conditions:
             return {}
         # a job that has just left must be noticed before the next sample comes
         fresh = live.at != self._read_at
+        self._occupied = occupied
+        still_left: dict[int, float] = {}
         for slot, seen in live.slots.items():
             if slot.startswith("cpu:"):
                 continue
             memory = self._memories.setdefault(slot, _Memory())
             if fresh or memory.job != occupied.get(slot):
-                self._note(memory, seen, occupied.get(slot), live.at or now, now)
+                processes = look_up(seen.processes, mark=self._mark, daemon=self._daemon)
+                self._note(slot, memory, seen, processes, live.at or now, now)
                 self.latest[slot] = self._judge(memory, seen, now)
+                still_left |= {p.pid: self._left_since.get(p.pid, now) for p in processes if self._is_left_behind(p)}
+                self.left_behind |= {p.pid: p for p in processes if now - still_left.get(p.pid, now) >= LEFT_BEHIND_S}
+        if fresh:
+            self._left_since = still_left
+            self.left_behind = {pid: one for pid, one in self.left_behind.items() if pid in still_left}
         self._read_at = live.at
         return dict(self.latest)
 
     # -- what is seen ---------------------------------------------------------------------------------------------------
 
-    def _note(self, memory: _Memory, seen: SlotNow, job: str | None, at: float, now: float) -> None:
+    def _is_left_behind(self, process: Process) -> bool:
+        return bool(process.slot) and process.slot not in self._occupied
+
+    def _astray(self, slot: str, processes: Sequence[Process]) -> tuple[Process, ...]:
+        """Those of jobs of ours that were given other GPUs than this one: they ignore what they are pinned to."""
+        job = self._occupied.get(slot)
+        return tuple(p for p in processes if p.slot and p.matters and self._occupied.get(p.slot, job) != job)
+
+    def _note(
+        self, slot: str, memory: _Memory, seen: SlotNow, processes: tuple[Process, ...], at: float, now: float
+    ) -> None:
+        job = self._occupied.get(slot)
         if memory.job is not None and job is None:
             memory.idle_since, memory.drained = now, False
         elif memory.idle_since is None and job is None:
@@ -121,10 +148,11 @@ class Conditions:
         memory.job = job
         if job is not None:
             memory.idle_since = None
-        processes = look_up(seen.processes, mark=self._mark, daemon=self._daemon)
         if memory.idle_since is not None and at > memory.idle_since:
             self._note_idle(memory, seen, processes)
-        self._note_strangers(memory, self._stranger(memory, seen, processes, now), now)
+        astray = self._astray(slot, processes)
+        self._note_strangers(memory, self._words(astray) or self._stranger(memory, seen, processes, now), now)
+        memory.stranger_is_ours = bool(astray)
         self._note_heat(memory, seen, now)
 
     def _note_idle(self, memory: _Memory, seen: SlotNow, processes: tuple[Process, ...]) -> None:
@@ -138,6 +166,12 @@ class Conditions:
         explained = used <= memory.largest_idle_bytes + UNEXPLAINED_BYTES
         if memory.drained and explained and not strangers(processes, idle=True):
             memory.idle_used.append(used)
+
+    def _words(self, astray: Sequence[Process]) -> str | None:
+        if not astray:
+            return None
+        most = max(astray, key=lambda process: process.memory_bytes or 0)
+        return f"job {self._occupied[most.slot]}, which was given another GPU and does not keep to it: {most}"
 
     def _stranger(self, memory: _Memory, seen: SlotNow, processes: tuple[Process, ...], now: float) -> str | None:
         """Who else is on it, at this look."""
@@ -207,7 +241,8 @@ class Conditions:
     def _leave(self, memory: _Memory, now: float) -> str | None:
         if memory.over_since is not None and now - memory.over_since >= self._settings.stop_after_s:
             return f"Its GPU stayed at {self._settings.stop_above_c:.0f} °C or more; it goes on when the GPU is cooler."
-        if memory.blocked and self._settings.foreign_use == "yield" and memory.stranger_seen_at == now:
+        yields = self._settings.foreign_use == "yield" and not memory.stranger_is_ours
+        if memory.blocked and yields and memory.stranger_seen_at == now:
             return f"Its GPU is in use by {memory.stranger}; it goes on elsewhere, or when the GPU is free."
         return None
 

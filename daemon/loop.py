@@ -19,7 +19,7 @@ from daemon.facts import Ledger
 from daemon.housekeeping import Housekeeper
 from daemon.newcomers import add_worker, newcomers, stand_ins
 from daemon.plan import Cancel, Decision, DeclareLost, Interrupt, Offer, Withdraw, plan
-from daemon.process_tree import is_alive, kill_marked, kill_tree
+from daemon.process_tree import is_alive, kill_marked, kill_tree, send
 from daemon.quarantine import Warden
 from daemon.redis_server import Server
 from daemon.rig import Slot
@@ -132,6 +132,7 @@ class Loop:
         self._welcome(live)
         self._supervisor.start_due()
         facts = self._ledger.facts(self._now(), self._settings, ready=self._ready(), conditions=self._conditions)
+        self._end_left_behind()
         self._untaken -= {worker_name(job.slots[0]) for job in facts.here if job.state is State.RUNNING}
         for decision in plan(replace(facts, seen_for_s=self._seen_for_s())):
             self._act(decision)
@@ -223,6 +224,16 @@ class Loop:
         kill_tree(keep=keep)
         kill_marked(SLOT_MARK, slot_mark(self._settings, slot))
         clear_slot(self._store, self._settings, slot, now=self._now())
+
+    def _end_left_behind(self) -> None:
+        """Processes that outlived the sweep after their job, and still hold a GPU."""
+        workers = self._supervisor.pids()
+        for process in self._conditions.left_behind.values():
+            if process.pid in workers:
+                continue
+            log.error("%s was left behind on a GPU by a job on %s that has ended: it is ended", process, process.slot)
+            send(process.pid, signal.SIGKILL)
+        self._conditions.left_behind.clear()
 
     def _welcome(self, live: Live) -> None:
         """Make slots of GPUs that have come since the start. CPU slots that stood in for them go when they are free."""

@@ -44,6 +44,8 @@ class Process:
     memory_bytes: int | None
     #: Whether it computes; else it only draws.
     computes: bool
+    #: Of ours: the slot whose worker it is, or was started by; empty: no worker's.
+    slot: str = ""
 
     @property
     def matters(self) -> bool:
@@ -100,7 +102,19 @@ def _look_up(process: GpuProcess, mark: bytes, daemon: int) -> Process:
     except (FileNotFoundError, ProcessLookupError):
         return Process(process.pid, "", Kind.UNSEEN, process.memory_bytes, computes)
     kind = Kind.OWN if own else Kind.DESKTOP if name in DESKTOP else Kind.OTHER
-    return Process(process.pid, name, kind, process.memory_bytes, computes)
+    slot = _slot_of(folder, mark) if own else ""
+    return Process(process.pid, name, kind, process.memory_bytes, computes, slot)
+
+
+def _slot_of(folder: Path, mark: bytes) -> str:
+    """From `OVERNIGHT_MARK_SLOT=<mark's value>:<slot>` (daemon.supervisor)."""
+    name, _, value = mark.partition(b"=")
+    prefix = name + b"_SLOT=" + value + b":"
+    try:
+        entries = (folder / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    return next((entry.removeprefix(prefix).decode() for entry in entries if mark and entry.startswith(prefix)), "")
 
 
 def _stat(folder: Path) -> tuple[str, int]:

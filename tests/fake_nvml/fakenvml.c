@@ -674,7 +674,7 @@ API Return nvmlEventSetWait_v2(EventSet *set, EventData *data, u32 timeout_ms) {
     for (u32 i = 0; i < state->gpu_count; i++)  // as after a real XID 79: every wait fails at once
       if (set->mask[i] && state->gpu[i].lost) return state->gpu[i].lost;
     if (now_ns() >= end) return TIMEOUT;
-    nap_us(5000);
+    nap_us(20000);  // a driver sleeps until something happens
   }
 }
 

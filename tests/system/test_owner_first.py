@@ -1,5 +1,6 @@
 """The owner's own use comes first, and backlog gives way: a real rig, the fake driver, real processes."""
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from until import until
 
 from daemon.explain import explain
 from daemon.facts import Ledger
+from daemon.supervisor import MARK, SLOT_MARK, mark, slot_mark
 from jobs.model import End, State
 
 GIB = 2**30
@@ -80,6 +82,22 @@ def test_memory_that_an_ended_job_leaves_holds_the_next_one_until_it_is_free(mak
     until(lambda: "last job's memory" in why(rig, second), evidence=rig.evidence)
     fake.gpu[0].memory_used = 0
     assert rig.until_ended(second).state is State.SUCCEEDED
+
+
+@pytest.mark.slow  # the sampler lists processes every five seconds
+def test_a_process_that_a_job_left_behind_on_a_gpu_is_ended(make_rig: Any, fake_nvml: Any) -> None:
+    fake = fake_nvml(["3090"])
+    rig = make_rig(slots="auto", environment=fake.env())
+    rig.until_ended(rig.count(1, 0.01))  # the worker, which sweeps its slot when it starts, has done so
+    own = {MARK: mark(rig.settings), SLOT_MARK: slot_mark(rig.settings, fake.uuid(0))}
+    with subprocess.Popen(["tail", "-f", "/dev/null"], env={**os.environ, **own}, start_new_session=True) as left:
+        try:
+            fake.processes(0, [(left.pid, 3 * GIB, "C")])
+            until(lambda: left.poll() is not None, within_s=40, evidence=rig.evidence)
+        finally:
+            left.kill()
+    until(lambda: "left behind on a GPU" in rig.evidence(), evidence=rig.evidence)
+    assert rig.worker(fake.uuid(0)), "its worker lives"
 
 
 def test_backlog_gives_way_and_goes_on_afterwards(make_rig: Any) -> None:

@@ -185,3 +185,72 @@ def test_without_a_sampler_nothing_is_known_and_nothing_held(tmp_path: Path) -> 
 def test_a_condition_survives_the_wire() -> None:
     told = Condition(problem="lost", room_bytes=3, power_w=1.5)
     assert Condition.from_json({**told.to_json(), "of_a_newer_version": 1}) == told
+
+
+# -- processes of our own jobs that are where they should not be
+
+
+SECOND = "GPU-1"
+
+
+class Pair(Card):
+    """Two GPUs; the reading is that of the second one."""
+
+    def __init__(self, home: Path, **settings: Any):
+        super().__init__(home, **settings)
+        self.jobs: dict[str, str] = {}
+
+    def look(self) -> Condition:
+        other = SlotNow("card", 0, memory_used_bytes=300 * MIB, memory_total_bytes=TOTAL)
+        live = Live(self.now - 0.2, 0.2, "nvml", None, {GPU: other, SECOND: self.reading})
+        return self._conditions.look(live, self.jobs, self.now)[SECOND]
+
+    def left_behind(self) -> list[int]:
+        return list(self._conditions.left_behind)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[GpuProcess]:
+    """A process that the worker of the first GPU started."""
+    mark = f"{tmp_path}:rig"
+    own = {**os.environ, "OVERNIGHT_MARK": mark, "OVERNIGHT_MARK_SLOT": f"{mark}:{GPU}"}
+    process = subprocess.Popen(["tail", "-f", "/dev/null"], env=own)
+    yield GpuProcess(process.pid, 3174 * MIB, "C")
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("use", ["hold", "yield"])
+def test_a_job_on_a_gpu_that_it_was_not_given_is_told_and_nothing_starts_beside_it(
+    tmp_path: Path, started: GpuProcess, use: str
+) -> None:
+    pair = Pair(tmp_path, foreign_use=use)
+    pair.jobs = {GPU: "12", SECOND: "13"}
+    pair.set(processes=(started,))
+    told = pair.after(15)
+    words = f"in use by job 12, which was given another GPU and does not keep to it: tail (pid {started.pid}, 3.1 GiB)"
+    assert told.problem == words
+    assert told.leave is None, "the job that keeps to its own GPU does not have to leave for it"
+    assert pair.left_behind() == []
+
+
+def test_a_gang_is_on_all_its_gpus(tmp_path: Path, started: GpuProcess) -> None:
+    pair = Pair(tmp_path)
+    pair.jobs = {GPU: "12", SECOND: "12"}
+    pair.set(processes=(started,))
+    assert pair.after(15).problem is None and pair.left_behind() == []
+
+
+def test_a_process_whose_job_has_ended_is_left_behind_after_a_while(tmp_path: Path, started: GpuProcess) -> None:
+    pair = Pair(tmp_path)
+    pair.jobs = {GPU: "12", SECOND: "12"}
+    pair.set(processes=(started,))
+    pair.after(5)
+    pair.jobs = {}
+    pair.after(3)
+    assert pair.left_behind() == [], "its end may just be under way"
+    pair.after(5)
+    assert pair.left_behind() == [started.pid]
+    pair.set(processes=())
+    pair.after(1)
+    assert pair.left_behind() == []
