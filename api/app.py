@@ -164,10 +164,16 @@ class Api(FastAPI):
         return self.openapi_schema or {}
 
 
+JOB_ID = {"type": "string", "pattern": "^[1-9][0-9]*$"}
+
+
 def document_schemas() -> dict[str, Any]:
     """JobDocument, BatchDocument and JobChanges, and what they are made of."""
-    models = [(model, "validation") for model in KINDS.values()]
+    models = [(model, "validation") for model in (*KINDS.values(), PreviewDocument)]
     _, schema = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    for model in KINDS.values():
+        told = schema["$defs"][model.__name__]
+        told["required"] = sorted({*told.get("required", ()), "kind"})  # its default is for the code, not for documents
     refs = {kind: f"#/components/schemas/{model.__name__}" for kind, model in KINDS.items()}
     member = {
         "type": "object",
@@ -205,9 +211,8 @@ def document_schemas() -> dict[str, Any]:
             "minProperties": 1,
             "properties": {"held": {"type": "boolean"}, "position": POSITION},
         },
-        "PreviewDocument": PreviewDocument.model_json_schema(),
         "MoveDocument": _object(
-            {"jobs": {"type": "array", "items": {"type": "string"}, "minItems": 1}, "position": POSITION}
+            {"jobs": {"type": "array", "items": JOB_ID, "minItems": 1, "maxItems": 1_000}, "position": POSITION}
         ),
     }
 

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 
 from api import report_html
 from api.context import Rig
@@ -35,11 +36,22 @@ ACCEPTED: dict[str, Format] = {
     "*/*": "json",
 }
 LONGEST_S = 31 * 86_400.0
+ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 router = APIRouter(prefix="/api/v1", tags=["report"])
 
+
+def _only_iso(value: object) -> object:
+    """Not a number of seconds, which pydantic would take for a date, too."""
+    if isinstance(value, str) and not ISO_DATE.fullmatch(value):
+        raise ValueError("is a date such as 2026-11-25")
+    return value
+
+
 NightDate = Annotated[
-    date | None, Query(alias="night", description="The date of its evening; the last night when left out.")
+    date | None,
+    BeforeValidator(_only_iso),
+    Query(alias="night", description="The date of its evening; the last night when left out."),
 ]
 Since = Annotated[
     AwareDatetime | None, Query(description="Instead of a night: from this moment to now, at most 31 days.")

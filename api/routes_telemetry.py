@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, Response, StreamingResponse
+from pydantic import Field
 from starlette.background import BackgroundTask
 
 from api import metrics
@@ -27,6 +28,8 @@ from daemon.night.read import jobs_since, openings, outages, pauses
 
 PARQUET_TIMEOUT_S = 120.0
 LONGEST_EXPORT_S = 400 * 86_400.0
+#: The end of the year 9999: later moments have no date.
+LATEST_S = 253_402_300_799
 #: The page of a night: what is asked for when nothing is said.
 USUAL_S = 12 * 3600.0
 
@@ -34,9 +37,12 @@ router = APIRouter(prefix="/api/v1", tags=["telemetry"])
 prometheus = APIRouter(tags=["telemetry"])
 
 Format = Annotated[Literal["csv", "parquet"], Query(description="One row for each slot and second")]
-Slots = Annotated[list[str] | None, Query(alias="slot", description="GPU UUIDs or CPU slots; all when left out")]
-Start = Annotated[float | None, Query(description="Epoch seconds; twelve hours before the end when left out")]
-End = Annotated[float | None, Query(description="Epoch seconds; now when left out")]
+SlotId = Annotated[str, Field(min_length=1)]
+Slots = Annotated[list[SlotId] | None, Query(alias="slot", description="GPU UUIDs or CPU slots; all when left out")]
+Start = Annotated[
+    float | None, Query(ge=0, le=LATEST_S, description="Epoch seconds; twelve hours before the end when left out")
+]
+End = Annotated[float | None, Query(ge=0, le=LATEST_S, description="Epoch seconds; now when left out")]
 FILE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {}, "application/vnd.apache.parquet": {}}}}
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from fake_nvml import scenarios
 from fake_nvml.fakenvml import FakeNvml
 
-from api.cli import overnight
+from api.cli import doctor_gpus, overnight
 
 Checks = dict[str, list[dict[str, str]]]
 Doctor = Callable[[FakeNvml], Checks]
@@ -48,6 +48,7 @@ def test_healthy_cards_are_told_with_their_link_power_and_room(
     assert "71 °C, slows down at 95 °C" in good
     assert "generation under load shows while a job runs (up to 5.0)" in words(found, "gpu 1", "ok")
     assert "ECC is on" in words(found, "gpu 1", "ok") and "ECC" not in good
+    assert "36 °C, slows down at 87 °C" in words(found, "gpu 1", "ok"), "by its margin: server cards have no threshold"
     assert "580.95.05" in found["driver"][0]["message"]
     assert {check["level"] for check in found["clock"]} <= {"ok", "warn"}
 
@@ -102,3 +103,38 @@ def test_a_wedged_driver_does_not_hang_it(
     fake = fake_nvml(["3090"])
     scenarios.hang(fake, "Init")
     assert "could not be asked" in words(doctor(fake), "gpus", "fail")
+
+
+@pytest.mark.parametrize(
+    ("rows", "level", "said"),
+    [
+        ((0, 2, 0, 0), "ok", "2 broken rows were replaced"),
+        ((0, 0, 1, 0), "warn", "at the next reset"),
+        ((0, 0, 0, 1), "fail", "could not be replaced"),
+        (None, "ok", "ECC is on"),
+    ],
+)
+def test_memory_rows_that_broke_are_told(rows: tuple[int, ...] | None, level: str, said: str) -> None:
+    told = doctor_gpus.memory("gpu 0", {"ecc": True, "now": {"ecc_uncorrected": 0}, "remapped_rows": rows})
+    assert told is not None and (told.level, said in told.message) == (level, True)
+
+
+def test_the_probe_tells_what_each_card_answers_refuses_and_how_long_it_takes(
+    fake_nvml: Callable[..., FakeNvml], tmp_path: Path
+) -> None:
+    fake = fake_nvml(["3090", "h200", "3090"])
+    fake.busy(0)
+    fake.lose(2, xid=None)
+    fake.slow("Utilization", 2_000)
+    done = CliRunner(env={**fake.env(), "OVERNIGHT_HOME": str(tmp_path)}).invoke(overnight, ["doctor", "--gpu-probe"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    gaming, server, lost = told["gpus"]
+    assert (told["driver"], gaming["uuid"], lost["error"]) == ("580.95.05", fake.uuid(0), "NVMLError_GpuIsLost")
+    assert gaming["calls"]["UtilizationRates"]["answer"] == {"gpu": 97, "memory": 45}
+    assert gaming["calls"]["UtilizationRates"]["median_us"] >= 2_000 <= gaming["sampler_ms_per_s"] * 1000
+    assert {"RemappedRows", "TotalEccErrors", "MarginTemperature"} <= set(gaming["unsupported"])
+    assert "FanSpeed" in server["unsupported"] and "RemappedRows" not in server["unsupported"]
+    assert set(gaming["fields"]) >= {"83", "185", "186", "190"} and gaming["xid_events"]
+    assert gaming["changes_every_ms"]["energy"] is not None
+    assert fake.calls("PcieThroughput") == 0
