@@ -1,5 +1,6 @@
 """gpustat and nvitop on the fake driver read the same numbers as our API shows: what we tell is what the driver tells."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -22,6 +23,9 @@ from daemon.store import Store
 from daemon.telemetry import latest
 
 MIB = 1 << 20
+# looked for and not imported: gpustat changes the binding for everybody in its process
+lacks_gpustat = pytest.mark.skipif(importlib.util.find_spec("gpustat") is None, reason="gpustat is not installed")
+lacks_nvitop = pytest.mark.skipif(importlib.util.find_spec("nvitop") is None, reason="nvitop is not installed")
 NVITOP = """
 import json
 from nvitop import Device
@@ -72,8 +76,8 @@ def ask(fake: FakeNvml, argv: list[str]) -> Any:
     return json.loads(done.stdout)
 
 
+@lacks_gpustat
 def test_gpustat_reads_what_our_api_shows(fake: FakeNvml, api: Callable[[], list[dict[str, Any]]]) -> None:
-    pytest.importorskip("gpustat")
     theirs = ask(fake, ["-m", "gpustat", "--json"])["gpus"]
     for ours, gpu in zip(api(), theirs, strict=True):
         sample = ours["sample"]
@@ -88,8 +92,8 @@ def test_gpustat_reads_what_our_api_shows(fake: FakeNvml, api: Callable[[], list
         assert sorted(p["pid"] for p in gpu["processes"]) == [p["pid"] for p in sample["processes"]]
 
 
+@lacks_nvitop
 def test_nvitop_reads_what_our_api_shows(fake: FakeNvml, api: Callable[[], list[dict[str, Any]]]) -> None:
-    pytest.importorskip("nvitop")
     theirs = ask(fake, ["-c", NVITOP])
     for ours, gpu in zip(api(), theirs, strict=True):
         sample = ours["sample"]
@@ -103,10 +107,10 @@ def test_nvitop_reads_what_our_api_shows(fake: FakeNvml, api: Callable[[], list[
         assert gpu["pids"] == [p["pid"] for p in sample["processes"]]
 
 
+@lacks_gpustat
 def test_all_three_go_on_when_a_gpu_is_lost(
     fake: FakeNvml, api: Callable[[], list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    pytest.importorskip("gpustat")
     fake.lose(2)
     until(lambda: api()[2]["state"] == "lost")
     ours = api()
