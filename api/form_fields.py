@@ -23,14 +23,9 @@ FILES = frozenset({"data", "eval_data"})
 #: Where the name alone would be a riddle.
 LABELS = {"argv": "command", "env": "environment", "cwd": "folder", "max_runtime_s": "max runtime", "r": "LoRA rank r"}
 SPELT = {
-    "gpus": "GPUs",
-    "lora": "LoRA",
-    "vram": "VRAM",
-    "lr": "LR",
-    "bnb": "BnB",
-    "num": "number of",
-    "dtype": "data type",
-}
+    "gpus": "GPUs", "lora": "LoRA", "vram": "VRAM", "lr": "LR", "bnb": "BnB", "num": "number of", "dtype": "data type",
+    "kwargs": "options", "optim": "optimizer", "dora": "DoRA", "rslora": "rsLoRA",
+}  # fmt: skip
 UNITS = {"s": "seconds", "gib": "GiB", "bytes": "bytes", "w": "watts"}
 PLAIN = frozenset({"string", "number", "integer", "boolean"})
 #: Fields that nobody types: the tab says it.
