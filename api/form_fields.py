@@ -23,15 +23,11 @@ FILES = frozenset({"data", "eval_data"})
 #: Where the name alone would be a riddle.
 LABELS = {"argv": "command", "env": "environment", "cwd": "folder", "max_runtime_s": "max runtime", "r": "LoRA rank r"}
 SPELT = {
-    "gpus": "GPUs",
-    "lora": "LoRA",
-    "vram": "VRAM",
-    "lr": "LR",
-    "bnb": "BnB",
-    "num": "number of",
-    "dtype": "data type",
-}
+    "gpus": "GPUs", "lora": "LoRA", "vram": "VRAM", "lr": "LR", "bnb": "BnB", "num": "number of", "dtype": "data type",
+    "kwargs": "options", "optim": "optimizer", "dora": "DoRA", "rslora": "rsLoRA",
+}  # fmt: skip
 UNITS = {"s": "seconds", "gib": "GiB", "bytes": "bytes", "w": "watts"}
+PLAIN = frozenset({"string", "number", "integer", "boolean"})
 #: Fields that nobody types: the tab says it.
 HIDDEN = frozenset({"kind"})
 
@@ -52,7 +48,9 @@ class Widget(StrEnum):
     #: A command line, as a shell would split it.
     COMMAND = "command"
     MOMENT = "moment"
-    #: One of several types, or whatever has no form of its own.
+    #: One of several plain types: a word, a number, true or false.
+    EITHER = "either"
+    #: Whatever has no form of its own.
     JSON = "json"
 
 
@@ -86,7 +84,9 @@ class Field:
     @property
     def hint(self) -> str:
         """What stands in an empty field: the value that it has then."""
-        if self.default in (None, "", [], {}) or isinstance(self.default, (dict, bool)):
+        if isinstance(self.default, bool):
+            return str(self.default).lower() if self.widget is Widget.EITHER else ""
+        if self.default in (None, "", [], {}) or isinstance(self.default, dict):
             return ""
         if isinstance(self.default, list):
             return ", ".join(map(str, self.default))
@@ -154,7 +154,7 @@ def _label(inside: str, name: str) -> str:
     """learning_rate: "learning rate"; lora.lora_alpha: "LoRA alpha"; lora.r: "LoRA r"; vram_gib: "VRAM (GiB)"."""
     if name in LABELS:
         return LABELS[name]
-    words = name if not inside or name.startswith(inside) else f"{inside}_{name}"
+    words = name if not inside or inside in name.split("_") else f"{inside}_{name}"
     return spelt(words)
 
 
@@ -173,9 +173,9 @@ def _widget(path: str, prop: Json, defs: Json) -> tuple[Widget, tuple[str, ...]]
     options = [option for option in options if option.get("type") != "null"]
     if len(options) != 1:
         kinds = {option.get("type") for option in options}
-        return (
-            (Widget.LIST, ()) if kinds == {"string", "array"} and _is_plain_list(options, defs) else (Widget.JSON, ())
-        )
+        if kinds == {"string", "array"} and _is_plain_list(options, defs):
+            return Widget.LIST, ()
+        return (Widget.EITHER if kinds <= PLAIN else Widget.JSON), ()
     option = options[0]
     if "enum" in option:
         return Widget.CHOICE, tuple(map(str, option["enum"]))
@@ -191,7 +191,7 @@ def _widget(path: str, prop: Json, defs: Json) -> tuple[Widget, tuple[str, ...]]
             return Widget.TEXT, ()
         case "array" if _is_plain_list([option], defs):
             return Widget.LIST, ()
-        case "object" if isinstance(option.get("additionalProperties"), Mapping):
+        case "object" if _is_plain_table(option, defs):
             return Widget.PAIRS, ()
     return Widget.JSON, ()
 
@@ -199,6 +199,13 @@ def _widget(path: str, prop: Json, defs: Json) -> tuple[Widget, tuple[str, ...]]
 def _is_plain_list(options: list[Json], defs: Json) -> bool:
     items = [_resolved(option.get("items", {}), defs) for option in options if option.get("type") == "array"]
     return all(item.get("type") in ("string", "integer", "number") for item in items)
+
+
+def _is_plain_table(option: Json, defs: Json) -> bool:
+    values = [option.get("additionalProperties"), *option.get("patternProperties", {}).values()]
+    shapes = [_resolved(value, defs) for value in values if isinstance(value, Mapping)]
+    kinds = {each.get("type") for shape in shapes for each in shape.get("anyOf", (shape,))}
+    return bool(shapes) and kinds <= PLAIN
 
 
 def _resolved(prop: Json, defs: Json) -> Json:

@@ -66,7 +66,7 @@ def value_of(field: Field, text: str, zone: ZoneInfo) -> Any:
             return _words(text)
         case Widget.MOMENT:
             return _moment(text, zone)
-        case Widget.JSON:
+        case Widget.JSON | Widget.EITHER:
             return _json(text)
     return text
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
-from api.wording import clock, number
+from api.wording import DAY_S, number
 
 BOX = 1000
 #: More points than this cost a phone more than they show.
@@ -232,11 +232,10 @@ def clock_ticks(zone: ZoneInfo, now: float, *, most: int = 4) -> Ticker:
 
 
 def _of_day(moment: float, now: float, zone: ZoneInfo, step: float) -> str:
-    text = clock(moment, now, zone)
-    time_of_day = text.rpartition(" ")[2]
-    if step < 60:
-        time_of_day += f":{int(moment) % 60:02d}"
-    return text.removesuffix(" 00:00") if step >= 86_400 else time_of_day
+    then = datetime.fromtimestamp(moment, zone)
+    if step >= DAY_S:
+        return f"{then:%a}" if abs(moment - now) < 6 * DAY_S else f"{then.day} {then:%b}"
+    return f"{then:%H:%M:%S}" if step < 60 else f"{then:%H:%M}"
 
 
 def _utc_offset_s(moment: float, zone: ZoneInfo) -> float:

@@ -72,6 +72,19 @@ for (const link of document.querySelectorAll(".kinds a:not([aria-current])")) {
   });
 }
 
+// -- a field among many ------------------------------------------------------------------------------------------------------
+
+document.getElementById("find")?.addEventListener("input", (event) => {
+  event.stopPropagation();
+  const wanted = event.target.value.trim().toLowerCase();
+  const part = document.getElementById(event.target.dataset.find);
+  for (const field of part.querySelectorAll(".field")) {
+    const input = field.querySelector("[name]");
+    field.hidden = !`${field.textContent} ${input.name}`.toLowerCase().includes(wanted);
+  }
+  for (const group of part.querySelectorAll("fieldset")) group.hidden = !group.querySelector(".field:not([hidden])");
+});
+
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-apply]");
   if (!button) return;

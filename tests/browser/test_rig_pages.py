@@ -95,6 +95,16 @@ def test_another_kind_keeps_what_fits_it(visit: Visit) -> None:
     assert (page.locator("#f-model").input_value(), page.locator("#f-name").input_value()) == ("org/model", "<b>kept</b> & more")  # fmt: skip
 
 
+def test_a_field_is_found_among_many(visit: Visit) -> None:
+    page = visit("/submit?kind=finetune")
+    page.locator("summary", has_text="More of finetune").click()
+    page.locator("#find").fill("warmup_ratio")
+    until(lambda: page.locator("#own-fields .field:visible").count() in (1, 2))
+    assert page.locator("#f-warmup_ratio").is_visible() and not page.locator("#f-seed").is_visible()
+    page.locator("#find").fill("")
+    assert page.locator("#f-seed").is_visible()
+
+
 def test_a_pasted_document_is_checked_too(visit: Visit) -> None:
     page = visit("/submit?as=document")
     page.locator("#f-document").fill('kind = "command"\nargv = "not a list"')

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -39,6 +39,7 @@ class StrangeSpec(JobSpec):
     either: bool | str = True
     layers: tuple[int, ...] = ()
     options: dict[str, float] = SchemaField({})
+    named: dict[Annotated[str, SchemaField(pattern="^[a-z]+$")], float | Literal["none"]] = SchemaField({})
     rows: tuple[Inner, ...] = ()
     inner: Inner = Inner()
 
@@ -85,7 +86,7 @@ def test_a_field_is_typed_as_its_schema_says(kind: str, path: str, widget: Widge
 def test_a_new_kind_appears_by_itself_whatever_its_fields_are(strange: Mapping[str, Field]) -> None:
     widgets = {path: str(field.widget) for path, field in strange.items() if path not in JobSpec.model_fields}
     assert widgets == {
-        "needed": "text", "maybe": "choice", "either": "json", "layers": "list", "options": "pairs", "rows": "json",
+        "needed": "text", "maybe": "choice", "either": "either", "layers": "list", "options": "pairs", "named": "pairs", "rows": "json",
         "inner.depth": "whole", "inner.names": "list",
     }  # fmt: skip
     assert strange["needed"].part is Part.ESSENTIAL and strange["inner.depth"].inside == "inner"
