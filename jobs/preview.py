@@ -103,6 +103,7 @@ class Tally:
     max_length: int | None
     examples: list[Example] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    tokens: int = 0
     measured: int = 0
     dropped: int = 0
     cut: int = 0
@@ -117,6 +118,7 @@ class Tally:
             self.examples = [_example(line, name, encoded, tokenizer) for name, encoded in parts.items()]
         self.measured += 1
         self.lengths.append(max(encoded.whole for encoded in parts.values()))
+        self.tokens += sum(encoded.whole for encoded in parts.values())
         self.cut += any(encoded.cut for encoded in parts.values())
         self.rewritten += any(encoded.rewritten for encoded in parts.values())
         self.whole_trained += sum(encoded.whole_trained for encoded in parts.values())
@@ -133,7 +135,7 @@ class Tally:
             measured=self.measured,
             dropped=self.dropped,
             cut=self.cut,
-            tokens=sum(self.lengths),
+            tokens=self.tokens,
             kept_tokens=self.kept,
             trained_tokens=self.trained,
             trained_whole=self.whole_trained,

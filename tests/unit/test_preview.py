@@ -35,6 +35,7 @@ def test_a_preference_is_shown_with_both_answers(tokenizer: LightTokenizer) -> N
     assert shown(found, 1) == "The sky is[[ green, I think.<|im_end|>]]"
     assert found.lengths is not None
     assert found.lengths.longest == found.examples[1].tokens
+    assert found.tokens == found.kept_tokens == sum(example.tokens for example in found.examples)
     judged = {"prompt": "The sky is", "completion": " blue.", "label": True}
     assert shown(preview(tokenizer, judged, objective="kto")) == "The sky is[[ blue.<|im_end|>]]"
 
