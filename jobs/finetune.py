@@ -258,6 +258,11 @@ def _trainer(
     ) as error:  # what PEFT and TRL say about parameters that do not fit this model or rig
         raise JobError(Cause.BAD_INPUT, f"These parameters do not fit the model: {str(error)[:300]}") from error
     recorder.plan = _plan(spec, len(trainer.train_dataset), evaluates=eval_rows is not None)
+    if isinstance(model, peft.PeftModel):
+        own = model.peft_config[LEARNING]
+        say(
+            f"Going on with an adapter of r {own.r}, lora_alpha {own.lora_alpha:g}: its own settings count, not `lora`."
+        )
     learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in trainer.model.parameters())
     steps = f"{recorder.plan.total} optimizer step(s)"
