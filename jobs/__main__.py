@@ -39,7 +39,8 @@ def main(path: Path) -> int:
         _leave_result(folder, order, end=End.INTERRUPTED)
         return EXIT_INTERRUPTED
     except Exception as error:  # whatever a job does wrong ends here, as a result that names its cause
-        failure = error if isinstance(error, JobError) else classify(error, order.spec)
+        # `run.order`, not `order`: the recipe may have found its micro-batch
+        failure = error if isinstance(error, JobError) else classify(error, run.order.spec)
         if failure is not error:
             traceback.print_exc()
         print(f"Failed ({failure.cause}): {failure.message} {failure.hint}".rstrip(), file=sys.stderr, flush=True)

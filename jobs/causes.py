@@ -47,7 +47,7 @@ def gpu_out_of_memory(spec: Mapping[str, Any]) -> JobError:
             )
     return JobError(
         Cause.OOM_GPU,
-        "The GPU's memory ran out, even one row at a time.",
+        f"The GPU's memory ran out, even {'one row' if batches.least(spec.get('objective')) == 1 else 'two rows'} at a time.",
         "Use a shorter max_length, gradient_checkpointing, or a smaller model.",
     )
 

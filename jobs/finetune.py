@@ -17,7 +17,6 @@ import torch  # noqa: TID253
 from jobs import batches, checkpoints, environment, model_facts, preferences, preview, sft, weights
 from jobs.best import Best
 from jobs.card import model_card
-from jobs.causes import gpu_out_of_memory
 from jobs.estimate import Facts, optimizer_steps, save_every
 from jobs.fitting import micro_batch
 from jobs.log import say
@@ -65,11 +64,8 @@ def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
 
     run.phase("loading")
     model = _load(run, device, learns=True)
-    try:
-        _find_micro_batch(run, device, rows, eval_rows)
-        return _learn(run, model, tokenizer, device, rows, eval_rows, resumed, drafts)
-    except torch.OutOfMemoryError as error:  # here, because only here is known how many rows were tried at once
-        raise gpu_out_of_memory(run.order.spec) from error
+    _find_micro_batch(run, device, rows, eval_rows)
+    return _learn(run, model, tokenizer, device, rows, eval_rows, resumed, drafts)
 
 
 def _learn(
@@ -257,7 +253,15 @@ def _trainer(
         ImportError,
     ) as error:  # what PEFT and TRL say about parameters that do not fit this model or rig
         raise JobError(Cause.BAD_INPUT, f"These parameters do not fit the model: {str(error)[:300]}") from error
+    if device.dtype == "float16":  # its loss scaler takes no gradients in bfloat16, which TRL gives QLoRA's adapters
+        for parameter in trainer.model.parameters():
+            parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
     recorder.plan = _plan(spec, len(trainer.train_dataset), evaluates=eval_rows is not None)
+    if isinstance(model, peft.PeftModel):
+        own = model.peft_config[LEARNING]
+        say(
+            f"Going on with an adapter of r {own.r}, lora_alpha {own.lora_alpha:g}: its own settings count, not `lora`."
+        )
     learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in trainer.model.parameters())
     steps = f"{recorder.plan.total} optimizer step(s)"

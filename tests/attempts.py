@@ -44,14 +44,17 @@ ENVIRONMENT = {
 }
 
 
-def start(folder: RunDir, *, free_bytes: int | None = None, dies_at: int | None = None) -> ForkServerProcess:
+def start(
+    folder: RunDir, *, free_bytes: int | None = None, dies_at: int | None = None, starves_above: int | None = None
+) -> ForkServerProcess:
     """Start the attempt in a process of its own; its output goes to log.txt.
 
     `free_bytes`: what it is told of its disk. `dies_at`: it is killed as soon as it has written this step's metrics.
+    `starves_above`: more rows at once than this are out of a GPU's memory.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jobs.finetune", "jobs.generate"])
-    process = context.Process(target=_attempt, args=(str(folder.path), free_bytes, dies_at), daemon=True)
+    process = context.Process(target=_attempt, args=(str(folder.path), free_bytes, dies_at, starves_above), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -59,8 +62,10 @@ def start(folder: RunDir, *, free_bytes: int | None = None, dies_at: int | None 
     return process
 
 
-def _attempt(path: str, free_bytes: int | None, dies_at: int | None) -> None:
+def _attempt(path: str, free_bytes: int | None, dies_at: int | None, starves_above: int | None) -> None:
     folder = RunDir(Path(path))
+    if starves_above is not None:
+        _starve_above(starves_above)
     if dies_at is not None:
         _die_at(dies_at)
     if free_bytes is not None:
@@ -81,6 +86,20 @@ def _die_at(last: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Run.metrics = metrics  # type: ignore[method-assign]
+
+
+def _starve_above(rows: int) -> None:
+    """There is no GPU whose memory could run out: what torch would raise then is raised here."""
+    import torch
+
+    from jobs.trainers import Sealed
+
+    def training_step(trainer: Any, model: Any, inputs: Mapping[str, Any], *rest: Any) -> Any:
+        if len(inputs["input_ids"]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super(Sealed, trainer).training_step(model, inputs, *rest)
+
+    Sealed.training_step = training_step
 
 
 def finish(folder: RunDir, *, within_s: float = 120.0) -> int | None:

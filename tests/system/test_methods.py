@@ -190,17 +190,24 @@ def test_the_best_evaluation_is_the_result_and_ends_a_training_that_gets_no_bett
     assert result(folder)["metrics"]["best_step"] == told["best_step"]
 
 
-def test_rows_of_one_step_are_cut_as_they_fit_and_it_is_told(
+def test_rows_of_one_step_are_cut_as_they_fit_and_halved_where_they_did_not(
     tmp_path: Path, small_model: Path, files: dict[str, Path]
 ) -> None:
-    folder = attempt(tmp_path / "found", small_model, files, {"max_steps": 3, "lora": {"r": 4}})
-    assert finish(folder) == 0, log(folder)
-    document = {"kind": "finetune", "model": "small", "data": "rows", "max_steps": 3, "effective_batch_size": 4}
+    document = {"kind": "finetune", "model": "small", "data": "rows", "max_steps": 3, "effective_batch_size": 8}
     document |= {"max_length": 64, "learning_rate": 1e-3, "lora": {"r": 4}}
-    found = run_folder(tmp_path / "given", document, {"model": small_model, "data": files["sft"]})
-    assert finish(found) == 0, log(found)
-    assert "4 row(s) at once, 1 times for each step of 4." in log(found)
-    losses, expected = ([line["loss"] for line in curve(each)] for each in (found, folder))
+    places = {"model": small_model, "data": files["sft"]}
+    whole, folder = (run_folder(tmp_path / name, document, places) for name in ("whole", "starved"))
+    assert finish(whole) == 0, log(whole)
+    assert "4 row(s) at once, 2 times for each step of 8." in log(whole)
+
+    assert ended(start(folder, starves_above=2)) == 1
+    told = result(folder)
+    assert told["cause"] == "oom_gpu" and "per_device_train_batch_size = 4" in told["message"], log(folder)
+    halved = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "effective_batch_size": None}
+    assert told["next_fields"] == halved
+    again = run_folder(folder.path, document | halved, places, resume=True, attempt=2)
+    assert ended(start(again, starves_above=2)) == 0, log(folder)
+    losses, expected = ([line["loss"] for line in curve(each)] for each in (folder, whole))
     assert losses == pytest.approx(expected, abs=1e-4)
 
 

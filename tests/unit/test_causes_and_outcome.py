@@ -53,6 +53,21 @@ def test_too_little_memory_on_the_gpu_halves_the_batch_and_keeps_the_effective_o
     assert failure.next_fields == {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8}
 
 
+def test_a_micro_batch_that_was_found_is_not_looked_for_again() -> None:
+    found = {"effective_batch_size": 16, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    changes = gpu_out_of_memory(found).next_fields
+    assert changes == {"effective_batch_size": None, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+
+
+def test_kto_is_halved_down_to_two_rows() -> None:
+    spec = {"objective": "kto", "per_device_train_batch_size": 6, "gradient_accumulation_steps": 1}
+    changes = gpu_out_of_memory(spec).next_fields
+    assert changes["per_device_train_batch_size"] == 3
+    spec |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    assert gpu_out_of_memory(spec).next_fields == {}
+    assert "two rows at a time" in gpu_out_of_memory(spec).message
+
+
 def test_the_effective_batch_is_kept_for_every_size_down_to_one() -> None:
     for batch, accumulation in itertools.product(range(1, 33), (1, 2, 3, 4, 5, 8, 16)):
         spec: dict[str, Any] = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
