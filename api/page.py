@@ -23,6 +23,7 @@ from api import acts, job_panel, night_panel, panels, sweep_panel, wording
 from api.assets import asset_url
 from api.auth import NEXT
 from api.context import Context, Rig
+from api.nights import NightUnknown
 from daemon.explain import explain
 from daemon.night import Night
 from daemon.plan import Facts
@@ -46,6 +47,8 @@ PLACES = (
 PLACE_OF = {"gpu": "gpus", "plan": "plan", "submit": "submit", "job": "jobs", "sweep": "jobs", "compare": "jobs", "night": "nights", "report": "nights", "settings": "settings"}  # fmt: skip
 #: Tells the service worker that it may keep this page for the hours in which the rig is off.
 KEEP = {"Overnight-Keep": "page"}
+#: So long a page waits for the newest night; after that it shows the one before, and its script asks again.
+PAGE_WAITS_S, FRAGMENT_WAITS_S = 0.2, 2.0
 #: Filters of the list, as they stand in the address.
 FILTERS = ("state", "kind", "tag", "q")
 STATES = tuple(str(state) for state in State)
@@ -69,7 +72,7 @@ def status_page(
 def night_fragment(rig: Rig) -> Response:
     """The night: what changes when a job ends."""
     now = _now(rig)
-    return render("night_live.html", rig, **now, night=_night(rig, now["snap"]))
+    return render("night_live.html", rig, **now, **_night(rig, now["snap"], FRAGMENT_WAITS_S))
 
 
 @router.get("/fragments/slots")
@@ -120,22 +123,26 @@ def _now(rig: Context) -> dict[str, Any]:
 def _home_page(rig: Context, chosen: Mapping[str, str], cursor: str) -> Response:
     shown = _home(rig, chosen, cursor)
     if shown["filters"] or cursor:
-        return render("home.html", rig, **shown, night=None, title=shown["filter_title"], live="slots jobs")
-    night = _night(rig, shown["snap"])
+        return render(
+            "home.html", rig, **shown, night=None, night_is_new=True, title=shown["filter_title"], live="slots jobs"
+        )
+    told = _night(rig, shown["snap"], PAGE_WAITS_S)
+    night: Night | None = told["night"]
     title = night_panel.title(night) if night else shown["headline"]
-    answer = render("home.html", rig, **shown, night=night, title=title, live="night slots jobs")
+    answer = render("home.html", rig, **shown, **told, title=title, live="night slots jobs")
     answer.headers.update(KEEP if night else {})
     return answer
 
 
-def _night(rig: Context, snap: panels.Snapshot) -> Night | None:
-    """The last night; None while nobody can tell it."""
-    if snap.facts is None:
-        return None
-    try:
-        return rig.nights.last(snap.facts, snap.since)
-    except redis.RedisError:
-        return None
+def _night(rig: Context, snap: panels.Snapshot, patience_s: float) -> dict[str, Any]:
+    """The last night, and whether all that has happened is in it; None while nobody can tell it."""
+    if snap.facts is not None:
+        try:
+            night, is_new = rig.nights.last(snap.facts, tuple((snap.counts or {}).items()), patience_s=patience_s)
+            return {"night": night, "night_is_new": is_new}
+        except NightUnknown:
+            pass  # the next look tells
+    return {"night": None, "night_is_new": True}
 
 
 def _home(rig: Context, chosen: Mapping[str, str], cursor: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from api.app import create_app
 from api.cli import flags
 from api.cli.submit import submit as submit_command
 from api.curves import Curves
+from api.nights import Nights
 from daemon.rig import cpu_slots
 from daemon.samples import SlotNow, now_path, publish
 from daemon.settings import Settings
@@ -34,6 +35,7 @@ PAGES = (
     "/?state=queued",
     "/?q=a",
     "/jobs/1",
+    "/fragments/night",
     "/fragments/slots",
     "/fragments/jobs",
     "/fragments/job/1",
@@ -105,6 +107,12 @@ def running(store: Store, job: Job, slot: str = "cpu:0") -> Job:
 def end(store: Store, job: Job, at: float = NOW, **outcome: Any) -> Job:
     job = running(store, job)
     return store.finish(job.id, fence=job.fence, outcome=Outcome(**{"end": End.SUCCEEDED, **outcome}), now=at)
+
+
+def nights(client: TestClient) -> Nights:
+    """The clock of these tests stands still, and so would the night."""
+    known: Nights = client.app.state.context.nights  # type: ignore[attr-defined]
+    return known
 
 
 def text_of(client: TestClient, path: str) -> str:
@@ -454,7 +462,8 @@ def pages_of(reader: TestClient, store: Store, settings: Settings) -> Callable[[
         folder.metrics.unlink(missing_ok=True)
         for line in traces["metrics"]:
             append_json_line(folder.metrics, line)
-        answers = [reader.get(path) for path in ("/", "/?state=failed", "/jobs/1", "/fragments/job/1")]
+        nights(reader).forget()
+        answers = [reader.get(path) for path in ("/", "/?state=failed", "/jobs/1", "/fragments/job/1", "/fragments/night")]
         assert {answer.status_code for answer in answers} == {200}
         return [Skeleton(answer.text) for answer in answers]
 
