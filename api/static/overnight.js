@@ -94,8 +94,7 @@ async function fetchDue() {
 }
 
 async function fetchPart(name) {
-  const query = name === "jobs" ? location.search : "";
-  const answer = await fetch("/fragments/" + name + query);
+  const answer = await fetch("/fragments/" + name);
   if (answer.status === 401 || answer.redirected) {
     location.assign("/login?next=" + encodeURIComponent(location.pathname));
   } else if (answer.status === 404) {

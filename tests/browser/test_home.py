@@ -47,7 +47,7 @@ def test_every_tile_leads_to_its_jobs(visit: Visit, site: Site) -> None:
     for state, job in (("failed", "nan"), ("succeeded", "best"), ("running", "running"), ("queued", "next")):
         page.goto(site.url)
         page.locator(f".tiles .{state} a").click()
-        page.locator("#jobs a", has_text=site.jobs[job].name).first.wait_for()
+        page.locator("#joblist a", has_text=site.jobs[job].name).first.wait_for()
 
 
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
@@ -122,7 +122,7 @@ def test_the_last_page_is_shown_with_its_age_while_the_rig_is_off_and_comes_aliv
         page.goto(f"{site.url}/")
         until(lambda: "/" in page.evaluate(KEPT))
         page.goto(f"{site.url}/jobs/{site.jobs['best'].id}")
-        page.goto(f"{site.url}/?q=secret-token-in-an-address")
+        page.goto(f"{site.url}/jobs?q=secret-token-in-an-address")
         page.request.get(f"{site.url}/api/v1/jobs")
         kept = page.evaluate(KEPT)
         assert [path for path in kept if not path.startswith("/static/")] == ["/"], "nothing else is kept"
