@@ -111,21 +111,28 @@ def title(night: Night) -> str:
 def tiles(night: Night, counts: Mapping[str, int]) -> list[Tile]:
     """Failed and done in the night; running and waiting now. `counts`: the whole queue's, by state."""
     running, queued = counts.get(State.RUNNING, night.counts.running), counts.get(State.QUEUED, night.counts.queued)
-    found = (
-        ("failed", "failed", night.counts.failed, State.FAILED, "in this night"),
-        ("succeeded", "done", night.counts.done, State.SUCCEEDED, "in this night"),
-        ("running", "running", running, State.RUNNING, "now"),
-        ("queued", "waiting", queued, State.QUEUED, "now"),
+    since = {"since": f"{night.since:.0f}"}
+    found: tuple[tuple[State, str, int, dict[str, str]], ...] = (
+        (State.FAILED, "failed", night.counts.failed, since),
+        (State.SUCCEEDED, "done", night.counts.done, since),
+        (State.RUNNING, "running", running, {}),
+        (State.QUEUED, "waiting", queued, {}),
     )
     return [
-        Tile(name, word, amount, jobs_link(state=state), f"{number(amount)} {word} {when}")
-        for name, word, amount, state, when in found
+        Tile(
+            state,
+            word,
+            amount,
+            jobs_link(state=state, **when),
+            f"{number(amount)} {word} {'in this night' if when else 'now'}",
+        )
+        for state, word, amount, when in found
     ]
 
 
 def jobs_link(**filters: str) -> str:
     """The list of jobs with these filters."""
-    return f"/?{urlencode(filters)}#jobs"
+    return f"/jobs?{urlencode(filters)}"
 
 
 def timeline(night: Night, zone: ZoneInfo) -> Timeline | None:
@@ -184,7 +191,9 @@ def group_link(group: Group) -> tuple[str, str]:
         return f"/jobs/{group.jobs[0]}", f"Open job {group.jobs[0]}"
     if group.sweep:
         return f"/sweeps/{group.sweep}", "Open the sweep"
-    return jobs_link(state=State.FAILED), f"Show {count(len(group.jobs), 'job')}"
+    return jobs_link(
+        state=State.FAILED, **({"cause": group.cause} if group.cause else {})
+    ), f"Show {count(len(group.jobs), 'job')}"
 
 
 def group_acts(group: Group) -> list[Act]:
@@ -239,7 +248,11 @@ def _bar(block: Block, night: Night, span: float, zone: ZoneInfo) -> Bar:
     hours = f"{clock(block.start, night.until, zone)}{DASH}{clock(block.end, night.until, zone)}"
     said = STATE_WORDS.get(block.state, block.state)
     what = count(block.jobs, "job") if block.jobs > 1 else f"{_short(block.name)}: {said}"
-    href = f"/jobs/{block.job}" if block.jobs == 1 else jobs_link(state=block.state)
+    href = (
+        f"/jobs/{block.job}"
+        if block.jobs == 1
+        else jobs_link(state=block.state if block.state in list(State) else State.SUCCEEDED)
+    )
     return Bar(block.state if block.state in SHOWN else "cancelled", f"{max(0.0, x):.2f}", f"{width:.2f}", href, f"{what}, {hours}")  # fmt: skip
 
 

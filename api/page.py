@@ -1,6 +1,6 @@
 """The rig's pages: what happened in the night, what it does now, the queue; a page for each job. Server-made, readable without script.
 
-    /                     the night, the GPUs now, the jobs          ?state= ?kind= ?tag= ?q= choose jobs, ?cursor= goes on
+    /                     the night, the GPUs now, the queue, what ended
     /login                the way in
     /fragments/...        parts of these pages, for the script that keeps them fresh
 
@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 import redis
-from fastapi import APIRouter, Query
-from fastapi.responses import HTMLResponse, Response
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -23,13 +23,10 @@ from api import acts, job_panel, night_panel, panels, sweep_panel, wording
 from api.assets import asset_url
 from api.auth import NEXT
 from api.context import Context, Rig
-from daemon.explain import explain
+from api.nights import NightUnknown
 from daemon.night import Night
-from daemon.plan import Facts
 from daemon.rig import Slot
 from daemon.settings import Settings
-from jobs.model import State
-from jobs.spec import KINDS
 
 HERE = Path(__file__).parent
 #: The pages that every page leads to: name, address, label, and the lines of its picture. A phone has room for the first five.
@@ -46,30 +43,35 @@ PLACES = (
 PLACE_OF = {"gpu": "gpus", "plan": "plan", "submit": "submit", "job": "jobs", "sweep": "jobs", "compare": "jobs", "night": "nights", "report": "nights", "settings": "settings"}  # fmt: skip
 #: Tells the service worker that it may keep this page for the hours in which the rig is off.
 KEEP = {"Overnight-Keep": "page"}
-#: Filters of the list, as they stand in the address.
+#: So long a page waits for the newest night; after that it shows the one before, and its script asks again.
+PAGE_WAITS_S, FRAGMENT_WAITS_S = 0.2, 2.0
+#: What the list of jobs understands, and this page did once: old addresses still lead there.
 FILTERS = ("state", "kind", "tag", "q")
-STATES = tuple(str(state) for state in State)
 
 router = APIRouter(include_in_schema=False)
 
-Cursor = Annotated[str, Query(pattern=r"^([0-9]{1,18}(\.[0-9]{1,9})?(-[0-9]{1,9})?)?$")]
 Short = Annotated[str, Query(max_length=128)]
 
 
 @router.get("/")
-def status_page(
-    rig: Rig, state: Short = "", kind: Short = "", tag: Short = "", q: Short = "", cursor: Cursor = ""
-) -> Response:
-    """The night, the GPUs, the queue; or with filters the jobs that were asked for."""
-    chosen = {"state": state, "kind": kind, "tag": tag, "q": q}
-    return _home_page(rig, chosen, cursor)
+def status_page(rig: Rig, request: Request) -> Response:
+    """The night, the GPUs, the queue, what ended."""
+    if filters := {name: value for name, value in request.query_params.items() if name in FILTERS and value}:
+        return RedirectResponse(f"/jobs?{urlencode(filters)}", 303)
+    now = _now(rig)
+    told = _night(rig, now["snap"], PAGE_WAITS_S)
+    night: Night | None = told["night"]
+    title = night_panel.title(night) if night else now["headline"]
+    answer = render("home.html", rig, **{**now, **_lists(rig, now["snap"])}, **told, title=title)
+    answer.headers.update(KEEP if night else {})
+    return answer
 
 
 @router.get("/fragments/night")
 def night_fragment(rig: Rig) -> Response:
     """The night: what changes when a job ends."""
     now = _now(rig)
-    return render("night_live.html", rig, **now, night=_night(rig, now["snap"]))
+    return render("night_live.html", rig, **now, **_night(rig, now["snap"], FRAGMENT_WAITS_S))
 
 
 @router.get("/fragments/slots")
@@ -79,12 +81,10 @@ def slots_fragment(rig: Rig) -> Response:
 
 
 @router.get("/fragments/jobs")
-def jobs_fragment(
-    rig: Rig, state: Short = "", kind: Short = "", tag: Short = "", q: Short = "", cursor: Cursor = ""
-) -> Response:
-    """The lists of jobs."""
-    chosen = {"state": state, "kind": kind, "tag": tag, "q": q}
-    return render("jobs_live.html", rig, **_home(rig, chosen, cursor))
+def jobs_fragment(rig: Rig) -> Response:
+    """The queue, and what ended."""
+    now = _now(rig)
+    return render("jobs_live.html", rig, **{**now, **_lists(rig, now["snap"])})
 
 
 @router.get("/login")
@@ -117,91 +117,34 @@ def _now(rig: Context) -> dict[str, Any]:
     }
 
 
-def _home_page(rig: Context, chosen: Mapping[str, str], cursor: str) -> Response:
-    shown = _home(rig, chosen, cursor)
-    if shown["filters"] or cursor:
-        return render("home.html", rig, **shown, night=None, title=shown["filter_title"], live="slots jobs")
-    night = _night(rig, shown["snap"])
-    title = night_panel.title(night) if night else shown["headline"]
-    answer = render("home.html", rig, **shown, night=night, title=title, live="night slots jobs")
-    answer.headers.update(KEEP if night else {})
-    return answer
-
-
-def _night(rig: Context, snap: panels.Snapshot) -> Night | None:
-    """The last night; None while nobody can tell it."""
-    if snap.facts is None:
-        return None
-    try:
-        return rig.nights.last(snap.facts, snap.since)
-    except redis.RedisError:
-        return None
-
-
-def _home(rig: Context, chosen: Mapping[str, str], cursor: str) -> dict[str, Any]:
-    """The rig, and either the queue with what ended, or the jobs that were asked for."""
-    now = _now(rig)
-    filters = {name: value for name, value in chosen.items() if value}
-    lists: dict[str, Any] = {
-        "queue": [],
-        "queue_more": None,
-        "elsewhere": [],
-        "ended": [],
-        "ended_more": None,
-        "found": None,
-    }
-    if (facts := now["facts"]) is not None:
+def _night(rig: Context, snap: panels.Snapshot, patience_s: float) -> dict[str, Any]:
+    """The last night, and whether all that has happened is in it; None while nobody can tell it."""
+    if snap.facts is not None:
         try:
-            lists |= _found(rig, facts, filters, cursor) if filters else _lists(rig, facts, cursor)
+            night, is_new = rig.nights.last(snap.facts, tuple((snap.counts or {}).items()), patience_s=patience_s)
+            return {"night": night, "night_is_new": is_new}
+        except NightUnknown:
+            pass  # the next look tells
+    return {"night": None, "night_is_new": True}
+
+
+def _lists(rig: Context, snap: panels.Snapshot) -> dict[str, Any]:
+    """The head of the queue, and what ended last; `facts` is None when Redis went away in between."""
+    if snap.facts is not None:
+        try:
+            queue, more = panels.waiting(snap.facts)
+            ended = rig.store.ended(limit=panels.ROWS)
+            elsewhere = panels.elsewhere(snap.facts)
+            return {
+                "queue": queue,
+                "queue_more": more,
+                "ended": ended.jobs,
+                "ended_more": ended.next,
+                "elsewhere": elsewhere,
+            }
         except redis.RedisError:
-            now = _now(rig)  # it went away in between: say so
-    title = (
-        f"{wording.STATE_WORDS[State(state)]} jobs".capitalize()
-        if (state := filters.get("state")) in STATES
-        else "Found jobs"
-    )
-    return {
-        **now,
-        **lists,
-        "filters": filters,
-        "filter_title": title,
-        "cursor": cursor,
-        "kinds": tuple(KINDS),
-        "states": State,
-    }
-
-
-def _lists(rig: Context, facts: Facts, cursor: str) -> dict[str, Any]:
-    queue, queue_more = panels.waiting(facts) if not cursor else ([], None)
-    ended = rig.store.ended(limit=panels.ROWS, cursor=cursor or None)
-    return {
-        "queue": queue,
-        "queue_more": queue_more,
-        "elsewhere": panels.elsewhere(facts) if not cursor else [],
-        "ended": ended.jobs,
-        "ended_more": ended.next,
-    }
-
-
-def _found(rig: Context, facts: Facts, filters: Mapping[str, str], cursor: str) -> dict[str, Any]:
-    """The queue stands in its own order; everything else newest first."""
-    if dict(filters) == {"state": State.QUEUED}:
-        start = int(cursor.partition("-")[0].partition(".")[0] or 0)
-        queue, more = panels.waiting(facts, start)
-        return {"queue": queue, "queue_more": more, "queue_start": start}
-    state = filters.get("state")
-    if state and state not in STATES:
-        return {"found": (), "found_more": None}
-    page = rig.store.page(
-        state=State(state) if state else None,
-        kind=filters.get("kind"),
-        tag=filters.get("tag"),
-        text=filters.get("q"),
-        limit=panels.ROWS,
-        cursor=cursor.partition(".")[0] or None,
-    )
-    reasons = {job.id: explain(facts, job) for job in page.jobs if job.state is State.QUEUED}
-    return {"found": page.jobs, "found_more": page.next, "reasons": reasons}
+            pass  # said below, in the page's own words
+    return {"facts": None, "queue": [], "queue_more": None, "ended": (), "ended_more": None, "elsewhere": []}
 
 
 # -- parts of other pages ---------------------------------------------------------------------------------------------------
@@ -255,9 +198,6 @@ def render(template: str, rig: Context, status: int = 200, **values: Any) -> HTM
     return HTMLResponse(text, status)
 
 
-_page = render
-
-
 @cache
 def _templates() -> Environment:
     """Autoescape everywhere, every output cleaned, a misspelt name is an error."""
@@ -276,7 +216,6 @@ def _templates() -> Environment:
     environment.globals |= {
         "asset": asset_url,
         "moment": _moment,
-        "link": _link,
         "file_link": _file_link,
         "state_words": wording.STATE_WORDS,
         "cause_words": wording.CAUSE_WORDS,
@@ -296,12 +235,6 @@ def _moment(moment: float, now: float, settings: Settings) -> Markup:
     """A time of day; the whole of it for those who point at it."""
     short, whole = wording.clock(moment, now, settings.zone), wording.stamp(moment, settings.zone)
     return Markup('<time datetime="{}" title="{}">{}</time>').format(wording.iso(moment), whole, escape(short))
-
-
-def _link(filters: Mapping[str, str], **changes: str) -> str:
-    """The address of the status page with these filters, and others."""
-    wanted = {name: value for name, value in {**filters, **changes}.items() if value and name in (*FILTERS, "cursor")}
-    return f"/?{urlencode(wanted)}#jobs" if wanted else "/#jobs"
 
 
 def _file_link(job_id: str, path: str) -> str:

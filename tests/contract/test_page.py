@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings as configured, strategies as
 from live_api import NOW
 from starlette.testclient import TestClient
 
-from api import job_panel, wording
+from api import job_panel, panels, wording
 from api.app import create_app
 from api.cli import flags
 from api.cli.submit import submit as submit_command
 from api.curves import Curves
+from api.nights import Nights
 from daemon.rig import cpu_slots
 from daemon.samples import SlotNow, now_path, publish
 from daemon.settings import Settings
@@ -30,10 +31,8 @@ from jobs.spec import dump, parse
 
 PAGES = (
     "/",
-    "/?state=failed",
-    "/?state=queued",
-    "/?q=a",
     "/jobs/1",
+    "/fragments/night",
     "/fragments/slots",
     "/fragments/jobs",
     "/fragments/job/1",
@@ -105,6 +104,12 @@ def running(store: Store, job: Job, slot: str = "cpu:0") -> Job:
 def end(store: Store, job: Job, at: float = NOW, **outcome: Any) -> Job:
     job = running(store, job)
     return store.finish(job.id, fence=job.fence, outcome=Outcome(**{"end": End.SUCCEEDED, **outcome}), now=at)
+
+
+def nights(client: TestClient) -> Nights:
+    """The clock of these tests stands still, and so would the night."""
+    known: Nights = client.app.state.context.nights  # type: ignore[attr-defined]
+    return known
 
 
 def text_of(client: TestClient, path: str) -> str:
@@ -268,45 +273,28 @@ def test_what_ended_stands_by_the_time_of_its_end(reader: TestClient, store: Sto
 def test_a_failure_is_told_with_cause_and_message_and_its_tile_leads_to_it(reader: TestClient, store: Store) -> None:
     failure = Outcome(end=End.FAILED, cause=Cause.BAD_INPUT, message="Line 37 is no JSON.")
     end(store, put(store, name="broken"), **asdict(failure))
-    end(store, put(store, name="fine"), usage={"energy_j": 3.6e6}, metrics={"eval_loss": 1.2345})
+    end(store, put(store, name="went well"), usage={"energy_j": 3.6e6}, metrics={"eval_loss": 1.2345})
     text = text_of(reader, "/")
     assert "failed: bad input · Line 37 is no JSON." in text
     assert "1.00 kWh" in text and "eval loss 1.234" in text
-    assert 'href="/?state=failed#jobs"' in reader.get("/").text
-    failed = text_of(reader, "/?state=failed")
-    assert "broken" in failed and "fine" not in failed.partition("Failed jobs")[2]
+    [address] = re.findall(r'href="(/jobs\?state=failed&amp;since=[0-9]+)"', reader.get("/").text)
+    failed = text_of(reader, address.replace("&amp;", "&"))
+    assert "broken" in failed and "went well" not in failed
 
 
-@pytest.mark.parametrize("path", ["/", "/?state=succeeded", "/?q=number", "/?kind=command", "/?tag=many"])
-def test_show_more_goes_through_all_of_them_once(reader: TestClient, store: Store, path: str) -> None:
+def test_the_first_page_shows_the_ends_of_long_lists_and_leads_to_the_rest(reader: TestClient, store: Store) -> None:
+    store.submit([parse({"kind": "command", "argv": ["true"], "name": f"waits {n}"}) for n in range(60)], now=NOW)
     for n in range(60):
-        end(
-            store, put(store, name=f"number {n}", tags=["many"]), NOW - n // 10
-        )  # ten at a time end in the same instant
-    seen: list[str] = []
-    for _ in range(4):
-        html = reader.get(path).text.partition('id="jobs"')[2]
-        seen += re.findall(r'href="/jobs/(\d+)"', html)
-        more = re.search(r'href="([^"]*cursor=[^"]*)#jobs">Show more', html)
-        if not more:
-            break
-        path = more[1].replace("&amp;", "&")
-    assert len(seen) == len(set(seen)) == 60
+        end(store, put(store, name=f"ended {n}"), NOW - n)
+    html = reader.get("/").text.partition('id="jobs"')[2]
+    assert len(re.findall(r'href="/jobs/(\d+)"', html)) == 2 * panels.ROWS
+    assert 'href="/jobs?state=queued">All 60 that wait' in html and 'href="/jobs">All jobs' in html
 
 
-def test_the_waiting_queue_can_be_leafed_through(reader: TestClient, store: Store) -> None:
-    store.submit([parse({"kind": "command", "argv": ["true"], "name": f"number {n}"}) for n in range(60)], now=NOW)
-    pages = [
-        re.findall(r'href="/jobs/(\d+)"', reader.get(f"/?state=queued&cursor={start}").text) for start in (0, 25, 50)
-    ]
-    assert [job_id for ids in pages for job_id in ids] == [str(n) for n in range(1, 61)]
-
-
-@pytest.mark.parametrize(
-    "query", ["state=nonsense", "cursor=99999999", "q=%00%ff", "kind=none", "tag=none", "state=failed&cursor=1.5-3"]
-)
-def test_a_filter_that_finds_nothing_is_no_error(reader: TestClient, query: str) -> None:
-    assert reader.get(f"/?{query}").status_code == 200
+@pytest.mark.parametrize("query", ["state=failed", "q=lora+r32&kind=finetune", "tag=a%26b"])
+def test_an_old_address_of_the_list_leads_to_the_list(reader: TestClient, query: str) -> None:
+    answer = reader.get(f"/?{query}&other=x", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/jobs?{query}")
 
 
 def test_without_redis_the_page_says_so_and_shows_the_readings(home: Path) -> None:
@@ -454,7 +442,8 @@ def pages_of(reader: TestClient, store: Store, settings: Settings) -> Callable[[
         folder.metrics.unlink(missing_ok=True)
         for line in traces["metrics"]:
             append_json_line(folder.metrics, line)
-        answers = [reader.get(path) for path in ("/", "/?state=failed", "/jobs/1", "/fragments/job/1")]
+        nights(reader).forget()
+        answers = [reader.get(path) for path in ("/", "/jobs/1", "/fragments/job/1", "/fragments/night")]
         assert {answer.status_code for answer in answers} == {200}
         return [Skeleton(answer.text) for answer in answers]
 

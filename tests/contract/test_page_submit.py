@@ -99,7 +99,7 @@ def test_the_script_gets_the_same_answer_and_what_is_still_missing_is_no_error(s
     ("text", "where", "amount"),
     [
         ('kind = "command"\nargv = ["true"]', r"/jobs/1", 1),
-        ('{"jobs": [{"kind": "command", "argv": ["true"], "id": "a"}, {"kind": "command", "argv": ["true"], "after": ["a"]}]}', r"/\?state=queued#jobs", 2),
+        ('{"jobs": [{"kind": "command", "argv": ["true"], "id": "a"}, {"kind": "command", "argv": ["true"], "after": ["a"]}]}', r"/jobs\?state=queued", 2),
         ('[base]\nkind = "command"\nargv = ["true"]\n[sweep]\nmax_runtime_s = [10, 20, 30]', r"/sweeps/1", 3),
     ],
     ids=["one", "many", "sweep"],
