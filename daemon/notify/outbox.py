@@ -88,7 +88,9 @@ class Outbox:
         return cls(_connect(None))
 
     def close(self) -> None:
-        self._database.close()
+        """Not in the middle of another thread's transaction: SQLite would read freed memory. That thread gets sqlite3.Error later."""
+        with self._lock:
+            self._database.close()
 
     # -- in ---------------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Words and their bounds, the outbox on disk, and when a channel sends what."""
 
 import sqlite3
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,6 @@ def test_a_test_that_failed_is_not_repeated_for_days(outbox: Outbox) -> None:
 def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"this is no database, whatever its name says" * 100)
     outbox = Outbox.open(tmp_path)
-    outbox.put([(message(), ["phone"])])
     assert len(outbox.waiting("phone")) == 1
     assert (tmp_path / "messages.sqlite.damaged").exists()
 
@@ -274,3 +274,23 @@ def test_one_that_was_tried_keeps_its_id_and_its_time() -> None:
     waiting = [delivery("a", attempts=1, next_at=UTC_NOON + 5), delivery("b")]
     assert [d.id for d in choose(waiting, PHONE, pace(), last_sent_at=None, now=UTC_NOON)] == ["b"]
     assert [d.id for d in choose(waiting, PHONE, pace(), last_sent_at=UTC_NOON, now=UTC_NOON + 5)] == ["a"]
+
+
+def test_an_outbox_that_is_closed_under_a_thread_tells_it_and_nothing_worse(tmp_path: Path) -> None:
+    outbox, told = Outbox.open(tmp_path), threading.Event()
+    begun = threading.Event()
+
+    def fail_on() -> None:
+        try:
+            while True:
+                outbox.pinged("phone", "no answer", now=1.0)
+                begun.set()
+        except sqlite3.Error:
+            told.set()
+
+    thread = threading.Thread(target=fail_on)
+    thread.start()
+    assert begun.wait(30)
+    outbox.close()
+    thread.join(30)
+    assert told.is_set()
