@@ -185,6 +185,7 @@ def test_a_test_that_failed_is_not_repeated_for_days(outbox: Outbox) -> None:
 def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"this is no database, whatever its name says" * 100)
     outbox = Outbox.open(tmp_path)
+    outbox.put([(message(), ["phone"])])
     assert len(outbox.waiting("phone")) == 1
     assert (tmp_path / "messages.sqlite.damaged").exists()
 
