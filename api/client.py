@@ -96,7 +96,10 @@ class Client:
         return self._json("POST", "/preview", json=dict(body))
 
     def jobs(self, **filters: Any) -> Json:
-        """One page, newest first: `{"jobs": [...], "next": cursor or None}`. Filters: state, kind, tag, q, order, limit, cursor."""
+        """One page, newest first: `{"jobs": [...], "next": cursor or None}`.
+
+        Filters: state and cause (one or a list), kind, tag, sweep, since and until (of ends), q; and order, limit, cursor.
+        """
         return self._json("GET", "/jobs", params={k: v for k, v in filters.items() if v is not None})
 
     def job(self, job_id: str) -> Json:

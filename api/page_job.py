@@ -16,7 +16,7 @@ from api.curves import TAIL_LINES, Curves, files, log_end
 from api.glance import glance
 from api.log_search import Search, search
 from api.views import usage_of
-from daemon.store import UnknownJob, UnknownSweep
+from daemon.store import UnknownJob, UnknownSweep, Wanted
 from jobs.model import Job
 from jobs.rundir import read_json, run_dir
 from jobs.sweep import Sweep
@@ -123,7 +123,7 @@ def _comparable(rig: Context, job: Job) -> list[job_story.Comparable]:
         sweep = _sweep(rig, job)
         table = rig.tables.of(sweep) if sweep else None
         parents = rig.store.get_many([parent for parent, _ in job.parents])
-        near = rig.store.page(kind=job.kind, limit=LOOKED_THROUGH).jobs if job.spec.get("model") else ()
+        near = rig.store.page(Wanted(kind=job.kind), limit=LOOKED_THROUGH).jobs if job.spec.get("model") else ()
     except redis.RedisError:
         return []
     return job_story.comparable(job, table, [parents[i] for i, _ in job.parents if i in parents], near)

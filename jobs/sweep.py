@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from jobs.differences import flat
 from jobs.spec import FieldError, InvalidSpec, Line, nearest
 
 MAX_SWEEP = 10_000
@@ -116,6 +117,11 @@ class Sweep(SweepFacts):
     id: str
     last: str
     created_at: float
+
+    def is_base(self, point: Mapping[str, Any]) -> bool:
+        """Whether a job's point says what the base says: the others are measured by that one."""
+        base = {**self.base, **dict(flat(self.base))}
+        return bool(point) and all(base.get(name) == value for name, value in point.items())
 
 
 def sweep_properties() -> dict[str, Any]:

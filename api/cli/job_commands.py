@@ -24,6 +24,9 @@ SHOWN_LOG_LINES = 200
 @click.option("--failed", "state", flag_value="failed", help="Only what failed.")
 @click.option("--kind", help="One kind.")
 @click.option("--tag", help="One tag.")
+@click.option("--cause", help="What failed by one cause, as in --cause oom_gpu.")
+@click.option("--sweep", help="One sweep by its number; none: jobs of no sweep.")
+@click.option("--since", metavar="WHEN", help="What ended since: 12h, 7d, 2026-11-24T22:00.")
 @click.option("-n", "limit", type=click.IntRange(1, 200), default=LISTED, show_default=True, help="How many at most.")
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @with_rig

@@ -23,7 +23,7 @@ from daemon.night.records import Records
 from daemon.night.span import Span
 from daemon.plan import Facts
 from daemon.settings import Settings
-from daemon.store import Store, UnknownSweep
+from daemon.store import Store, UnknownSweep, Wanted
 from daemon.supervisor import worker_name
 from jobs.model import Cause, Job, State
 from jobs.rundir import run_dir
@@ -233,10 +233,10 @@ def _baselines(store: Store, jobs: Sequence[Job], sweeps: Mapping[str, Sweep], f
     done = [job for job in jobs if job.state is State.SUCCEEDED and found.since <= (job.finished_at or 0) <= found.until]  # fmt: skip
     if not done:
         return []
-    tagged = list(store.page(tag=BASELINE_TAG, state=None, limit=BASELINES_READ).jobs)
+    tagged = list(store.page(Wanted(tag=BASELINE_TAG), limit=BASELINES_READ).jobs)
     first = list(store.get_many(list(sweeps)).values())
     kinds = {job.kind for job in done if job.spec.get("adapter")}
-    bare = [job for kind in sorted(kinds) for job in store.page(kind=kind, limit=BASELINES_READ).jobs]
+    bare = [job for kind in sorted(kinds) for job in store.page(Wanted(kind=kind), limit=BASELINES_READ).jobs]
     return [job for job in {j.id: j for j in (*tagged, *first, *bare)}.values() if (job.finished_at or found.until + 1) <= found.until]  # fmt: skip
 
 
