@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from api import acts, job_panel, night_lanes, night_links, night_panel, panels, sweep_panel, wording
+from api import acts, job_panel, night_lanes, night_links, night_panel, panels, preview_panel, sweep_panel, wording
 from api.assets import asset_url
 from api.auth import NEXT
 from api.context import Context, Rig
@@ -223,6 +223,7 @@ def _templates() -> Environment:
         "telling_metric": wording.telling_metric,
         "acts_of": acts.of_job,
         "panels": panels,
+        "preview_panel": preview_panel,
         "places": PLACES,
         "job_panel": job_panel,
         "night_lanes": night_lanes,
