@@ -11,10 +11,11 @@ and beside each: `max_concurrent`, `goal`, `halving`. What documents that makes:
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
 
 from jobs.differences import flat
 from jobs.spec import FieldError, InvalidSpec, Line, nearest
+from jobs.spec.common import Document
 
 MAX_SWEEP = 10_000
 WAYS = ("grid", "space", "points", "csv")
@@ -30,10 +31,8 @@ SWEEP_DESCRIPTION = f"""How the base is changed, field by field (`lora.r`, `argv
 One of `grid`, `space` (with `samples`), `points`, `csv`; fields with lists of values alone are a grid."""
 
 
-class Words(BaseModel):
+class Words(Document):
     """A part of a sweep's document."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 P = TypeVar("P", bound=Words)
