@@ -12,7 +12,7 @@ from api.wording import THIN, clock, count, duration, energy, number, stamp, wor
 from daemon.night.model import Best, Block, Colour, Group, Lane, Night
 from jobs.model import State
 
-DASH, TIMES = "\u2013", "\u00d7"
+DASH, TIMES, MINUS = "\u2013", "\u00d7", "\u2212"
 #: What a colour says, for those who do not see it.
 MOODS: Mapping[Colour, str] = {
     Colour.RED: "Somebody is needed.",
@@ -23,6 +23,8 @@ MOODS: Mapping[Colour, str] = {
 LEAST_WIDTH = 0.4
 #: So many lanes are drawn with room; more of them are drawn lower.
 ROOMY_LANES = 4
+#: A phone has room for so many hours below the lanes.
+MOST_TICKS = 6
 #: Shorter times in which a slot was idle are no news.
 LONG_IDLE_S = 300.0
 #: Of a group so many jobs are named.
@@ -143,13 +145,13 @@ def timeline(night: Night, zone: ZoneInfo) -> Timeline | None:
     rows = tuple(_row(lane, night, span, zone) for lane in night.lanes)
     present = {bar.state for row in rows for bar in row.bars}
     shown = tuple((state, STATE_WORDS[state]) for state in SHOWN if state in present)
-    ticks = clock_ticks(zone, night.until)(night.since, night.since + span)
+    ticks = clock_ticks(zone, night.until, most=MOST_TICKS)(night.since, night.since + span)
     return Timeline(rows, ticks, shown, len(rows) <= ROOMY_LANES)
 
 
 def sentence(night: Night) -> str:
     """The verdict, with the metric as people say it."""
-    said = night.verdict.sentence
+    said = night.verdict.sentence.replace(" %", f"{THIN}%").replace("(-", f"({MINUS}")
     return said.replace(night.best.metric, words(night.best.metric)) if night.best else said
 
 

@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from api import acts, job_panel, night_panel, panels, sweep_panel, wording
+from api import acts, job_panel, night_panel, panels, report_words, sweep_panel, wording
 from api.assets import asset_url
 from api.auth import NEXT
 from api.context import Context, Rig
@@ -226,6 +226,7 @@ def _templates() -> Environment:
         "places": PLACES,
         "job_panel": job_panel,
         "night_panel": night_panel,
+        "report_words": report_words,
         "sweep_panel": sweep_panel,
     }
     return environment

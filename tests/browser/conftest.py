@@ -18,6 +18,7 @@ from browser.filled_rig import FilledRig, a_night, rig_at
 from live_api import address_of, start_api
 
 from daemon import redis_server
+from daemon.settings import Settings
 from daemon.store import Store, connect
 from jobs.model import Job
 
@@ -107,7 +108,9 @@ class Site:
 
 
 @contextmanager
-def site_of(fill: "Callable[[FilledRig], dict[str, Job]]") -> "Iterator[Site]":
+def site_of(
+    fill: "Callable[[FilledRig], dict[str, Job]]", rig_at: "Callable[[Path], Settings]" = rig_at
+) -> "Iterator[Site]":
     """A rig of its own, filled, with its API; ended again."""
     home = Path(tempfile.mkdtemp(prefix="on-"))
     settings = rig_at(home)
