@@ -47,7 +47,7 @@ window.hide = value => { hidden = value; document.dispatchEvent(new Event('visib
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--screenshots", type=Path, help="folder to write the README's pictures to")
+    parser.addoption("--screenshots", type=Path, help="folder to write the pictures of the docs to")
 
 
 def chromium() -> str | None:
@@ -59,6 +59,13 @@ def chromium() -> str | None:
 @pytest.fixture(scope="module")  # not longer: its event loop would run on beside other tests
 def browser() -> "Iterator[Browser]":
     """Chromium without a window."""
+    with launched() as browser:
+        yield browser
+
+
+@contextmanager
+def launched(**environment: str) -> "Iterator[Browser]":
+    """The same, with more variables in its environment."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'"
     )
@@ -66,7 +73,7 @@ def browser() -> "Iterator[Browser]":
     if program is None:
         pytest.skip("no Chromium: install chromium or google-chrome, or set CHROMIUM to its path")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=list(ARGS))
+        browser = driver.chromium.launch(executable_path=program, args=list(ARGS), env={**os.environ, **environment})
         yield browser
         browser.close()
 

@@ -58,7 +58,14 @@ class FilledRig:
             report["sampler"] = {"alive": False, "deaths": 3, "last_exit": -9}
         self.store.beat(self.settings.rig, {"at": now, "pid": os.getpid(), "processes": report})
         readings = {slot.id: asdict(_reading(slot, self.busy.get(slot.id, 0.0))) for slot in self.slots}
-        value = {"at": self.sampler_died_at or now, "pid": os.getpid(), "source": "nvml", "problem": None, "slots": readings, "unsaved": {}}
+        value = {
+            "at": self.sampler_died_at or now,
+            "pid": os.getpid(),
+            "source": "nvml",
+            "problem": None,
+            "slots": readings,
+            "unsaved": {},
+        }
         publish(now_path(self.settings.home), value)
 
     def record(self, start: float, end: float, load: Callable[[Slot, float], float]) -> None:

@@ -27,7 +27,6 @@ SILENT_MIN = 14
 HELD_OUT = "sha256:" + "b7" * 32
 QUESTIONS = "sha256:" + "a1" * 32
 OOM_LINE = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.31 GiB. GPU 0 has a total capacity of 23.57 GiB of which 1.02 GiB is free."
-Outcome = Mapping[str, Any]
 
 
 def morning_at(home: Path) -> Settings:
@@ -68,11 +67,14 @@ class Night:
         assert ended < self.rig.now, "the night is not that long"
         job = self.rig.run(job, began, [slot])
         folder = self.rig.folder(job)
-        if log:
-            folder.log.write_text(f"{log}\n")
         loss = outcome.get("metrics", {}).get("eval_loss")
         if loss is not None:
             curve(folder, 480, end=loss - 0.05, eval_every=80, began=began)
+            log = "\n".join(
+                f"step {step:3d}/480   loss {loss - 0.05 + 1.15 * math.exp(-step / 110):.4f}"
+                for step in range(300, 481)
+            )
+        folder.log.write_text(f"{log or 'Done.'}\n")
         self._taken(slot, began, ended)
         return self.rig.finish(job, ended, **outcome)
 
@@ -85,6 +87,11 @@ class Night:
     def go_on(self, job: Job, slot: Slot, step: int, total: int, minutes_left: float, **told: Any) -> Job:
         """It runs until now, and on."""
         job = self.rig.run(job, self.free_at[slot.id], [slot])
+        if "loss" in told:
+            curve(self.rig.folder(job), step, end=told["loss"] - 0.02, eval_every=200, began=self.free_at[slot.id])
+        self.rig.folder(job).log.write_text(
+            "".join(f"step {n:4d}/{total}\n" for n in range(max(1, step - 150), step + 1))
+        )
         self._taken(slot, self.free_at[slot.id], self.rig.now)
         self.rig.busy = {**self.rig.busy, slot.id: 0.97 - 0.09 * slot.index}
         return self.rig.progress(job, step, total, eta_s=minutes_left * MINUTE_S, **told)
@@ -103,7 +110,7 @@ class Night:
             saves = slot.index == 0 and int(ts) % 290 < 9
             return 0.955 + chance.gauss(0, 0.02) - (0.5 if saves else 0.09 * slot.index) + 0.02 * math.sin(ts / 40)
 
-        self.rig.record(self.since - 10 * MINUTE_S, self.rig.now, load)
+        self.rig.record(self.since - 10 * MINUTE_S, self.rig.sampler_died_at or self.rig.now, load)
         self.rig.live(time.time())
 
 
@@ -115,14 +122,34 @@ def a_good_night(rig: FilledRig) -> dict[str, Job]:
     """All is done, the best is better than the baseline, nothing waits."""
     night = Night(rig)
     gpu0, gpu1 = rig.slots
-    base = night.submit(tuned("support-bot lora-r8 lr=1e-4", learning_rate=1e-4, lora={"r": 8}, tags=["support-bot", "baseline"]))
-    sweep = night.sweep("support-bot ranks", [tuned(f"support-bot lora-r{r} lr=2e-4", lora={"r": r}) for r in (16, 32, 64, 128)], "lora.r")
-    answers = night.submit({"kind": "generate", "name": "answers for the held-out tickets", "model": f"job:{sweep[1].id}", "data": QUESTIONS, "tags": ["support-bot"]})
-    convert = night.submit({"kind": "command", "name": "convert to GGUF", "argv": ["python", "convert.py", "--outtype", "q8_0"]})
-    embed = night.submit({"kind": "command", "name": "embed the archive", "argv": ["python", "embed.py"], "priority": "backlog"})
+    base = night.submit(
+        tuned("support-bot lora-r8 lr=1e-4", learning_rate=1e-4, lora={"r": 8}, tags=["support-bot", "baseline"])
+    )
+    sweep = night.sweep(
+        "support-bot ranks",
+        [tuned(f"support-bot lora-r{r} lr=2e-4", lora={"r": r}) for r in (16, 32, 64, 128)],
+        "lora.r",
+    )
+    answers = night.submit(
+        {
+            "kind": "generate",
+            "name": "answers for the held-out tickets",
+            "model": f"job:{sweep[1].id}",
+            "data": QUESTIONS,
+            "tags": ["support-bot"],
+        }
+    )
+    convert = night.submit(
+        {"kind": "command", "name": "convert to GGUF", "argv": ["python", "convert.py", "--outtype", "q8_0"]}
+    )
+    embed = night.submit(
+        {"kind": "command", "name": "embed the archive", "argv": ["python", "embed.py"], "priority": "backlog"}
+    )
     night.succeed(base, 94, gpu0, eval_loss=1.3418, train_loss=1.2901, steps=480)
     night.succeed(sweep[0], 101, gpu1, eval_loss=1.1874, train_loss=1.1302, steps=480)
-    made = {"best": night.succeed(sweep[1], 118, gpu0, eval_loss=1.1083, train_loss=1.0441, steps=480, tokens_per_s=3312.4)}
+    made = {
+        "best": night.succeed(sweep[1], 118, gpu0, eval_loss=1.1083, train_loss=1.0441, steps=480, tokens_per_s=3312.4)
+    }
     night.succeed(sweep[2], 127, gpu1, eval_loss=1.1167, train_loss=1.0219, steps=480)
     night.succeed(answers, 46, gpu0, rows=1200, tokens_per_s=1843.7)
     night.succeed(sweep[3], 139, gpu1, eval_loss=1.1492, train_loss=0.9874, steps=480)
@@ -137,30 +164,79 @@ def a_bad_night(rig: FilledRig) -> dict[str, Job]:
     night = Night(rig)
     gpu0, gpu1 = rig.slots
     made: dict[str, Job] = {}
-    base = night.submit(tuned("support-bot lora-r8 lr=1e-4", learning_rate=1e-4, lora={"r": 8}, tags=["support-bot", "baseline"]))
-    long = night.sweep("contexts of 8k", [tuned(f"contexts 8k lora-r{r}", lora={"r": r}, max_length=8192, per_device_train_batch_size=2) for r in (8, 16, 32, 64, 128, 256)], "lora.r")
-    fast = night.sweep("fast rates", [tuned(f"support-bot lr={rate:.0e}".replace("e-0", "e-"), learning_rate=rate) for rate in (7e-4, 1e-3, 2e-3)], "learning_rate")
-    convert = night.submit({"kind": "command", "name": "convert to GGUF", "argv": ["python", "convert.py", "--outtype", "q8_0"]})
+    base = night.submit(
+        tuned("support-bot lora-r8 lr=1e-4", learning_rate=1e-4, lora={"r": 8}, tags=["support-bot", "baseline"])
+    )
+    long = night.sweep(
+        "contexts of 8k",
+        [
+            tuned(f"contexts 8k lora-r{r}", lora={"r": r}, max_length=8192, per_device_train_batch_size=2)
+            for r in (8, 16, 32, 64, 128, 256)
+        ],
+        "lora.r",
+    )
+    fast = night.sweep(
+        "fast rates",
+        [tuned(f"support-bot lr={rate:.0e}".replace("e-0", "e-"), learning_rate=rate) for rate in (7e-4, 1e-3, 2e-3)],
+        "learning_rate",
+    )
+    convert = night.submit(
+        {"kind": "command", "name": "convert to GGUF", "argv": ["python", "convert.py", "--outtype", "q8_0"]}
+    )
     wide = night.submit(tuned("support-bot lora-r32 lr=2e-4"))
     mended = night.submit(tuned("manual, whole chapters", max_length=4096, per_device_train_batch_size=4))
     first = night.submit(tuned("support-bot lora-r64 lr=1e-4", learning_rate=1e-4, lora={"r": 64}, num_train_epochs=4))
-    second = night.submit({"kind": "generate", "name": "translate the manual", "model": "Qwen/Qwen3-4B-Instruct-2507", "data": "sha256:" + "c4" * 32, "batch_size": 16})
+    second = night.submit(
+        {
+            "kind": "generate",
+            "name": "translate the manual",
+            "model": "Qwen/Qwen3-4B-Instruct-2507",
+            "data": "sha256:" + "c4" * 32,
+            "batch_size": 16,
+        }
+    )
     night.submit(tuned("both cards: full manual", gpus=2, max_length=4096), 60)
     night.submit(tuned("support-bot lora-r16 lr=2e-4", lora={"r": 16}), 59)
-    night.submit({"kind": "generate", "name": "answers with lora-r64", "model": f"job:{first.id}", "data": QUESTIONS}, 58)
-    night.submit({"kind": "command", "name": "embed the archive", "argv": ["python", "embed.py"], "priority": "backlog"}, 57)
+    night.submit(
+        {"kind": "generate", "name": "answers with lora-r64", "model": f"job:{first.id}", "data": QUESTIONS}, 58
+    )
+    night.submit(
+        {"kind": "command", "name": "embed the archive", "argv": ["python", "embed.py"], "priority": "backlog"}, 57
+    )
 
     night.succeed(base, 94, gpu0, eval_loss=1.3418, train_loss=1.2901, steps=480)
     for number, job in enumerate(long):
         oom = "The GPU's memory ran out with per_device_train_batch_size = 2."
         made["oom"] = night.fail(job, 4 + number % 3, gpu1, Cause.OOM_GPU, oom, log=f"step 1/480\n{OOM_LINE}")
     for number, job in enumerate(fast):
-        made["nan"] = night.fail(job, 13 + 4 * number, gpu1, Cause.NAN, f"The loss is not finite at step {[71, 52, 41][number]}, with half the learning rate, too.", "Start again with a much smaller learning rate, or look for broken rows.")
+        made["nan"] = night.fail(
+            job,
+            13 + 4 * number,
+            gpu1,
+            Cause.NAN,
+            f"The loss is not finite at step {[71, 52, 41][number]}, with half the learning rate, too.",
+            "Start again with a much smaller learning rate, or look for broken rows.",
+        )
     made["best"] = night.succeed(wide, 121, gpu0, eval_loss=1.2143, train_loss=1.1672, steps=480)
-    tried = night.fail(mended, 6, gpu1, Cause.OOM_GPU, "The GPU's memory ran out with per_device_train_batch_size = 4.", next_fields={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4})
+    tried = night.fail(
+        mended,
+        6,
+        gpu1,
+        Cause.OOM_GPU,
+        "The GPU's memory ran out with per_device_train_batch_size = 4.",
+        next_fields={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    )
     made["mended"] = night.succeed(tried, 204, gpu1, eval_loss=1.3017, train_loss=1.2764, steps=300)
     wrong = "convert.py: error: the following arguments are required: --outfile"
-    made["command"] = night.fail(convert, 3, gpu0, Cause.USER_ERROR, f"It exited with status 2: {wrong}", "The log has its last words.", log=f"usage: convert.py [-h] --outfile OUTFILE\n{wrong}")
+    made["command"] = night.fail(
+        convert,
+        3,
+        gpu0,
+        Cause.USER_ERROR,
+        f"It exited with status 2: {wrong}",
+        "The log has its last words.",
+        log=f"usage: convert.py [-h] --outfile OUTFILE\n{wrong}",
+    )
     made["running"] = night.go_on(first, gpu0, 1482, 2000, 95, loss=1.1934)
     made["second"] = night.go_on(second, gpu1, 3120, 4800, 52, phase="generating", tokens_per_s=1620.0)
     night.remember()
@@ -176,10 +252,8 @@ def an_empty_rig(rig: FilledRig) -> dict[str, Job]:
 
 def a_dead_sampler(rig: FilledRig) -> dict[str, Job]:
     """The good night; but nobody measures any more."""
-    made = a_good_night(rig)
     rig.sampler_died_at = rig.now - SILENT_MIN * MINUTE_S
-    rig.live(rig.now)
-    return made
+    return a_good_night(rig)
 
 
 NIGHTS: Mapping[str, Callable[[FilledRig], dict[str, Job]]] = {
