@@ -18,6 +18,8 @@ DASH = "\u2013"
 LEAST_WIDTH = 0.4
 #: So many lanes are drawn with room; more of them are drawn lower.
 ROOMY_LANES = 4
+#: A phone has room for so many hours below the lanes.
+MOST_TICKS = 6
 #: A bar says no more than its name and its times: longer names are cut.
 LONGEST_NAME = 60
 
@@ -71,7 +73,7 @@ def timeline(night: Night) -> Timeline | None:
     rows = tuple(_row(lane, night) for lane in night.lanes)
     present = {bar.state for row in rows for bar in row.bars}
     shown = tuple((state, word) for state, word in SHOWN.items() if state in present)
-    ticks = clock_ticks(ZoneInfo(night.zone), night.until)(night.since, night.since + _span_s(night))
+    ticks = clock_ticks(ZoneInfo(night.zone), night.until, most=MOST_TICKS)(night.since, night.since + _span_s(night))
     return Timeline(rows, ticks, shown, len(rows) <= ROOMY_LANES)
 
 

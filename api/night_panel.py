@@ -11,7 +11,7 @@ from api.wording import THIN, clock, count, duration, energy, number, stamp, wor
 from daemon.night.model import Best, Colour, Group, Night
 from jobs.model import State
 
-DASH, TIMES = "\u2013", "\u00d7"
+DASH, TIMES, MINUS = "\u2013", "\u00d7", "\u2212"
 #: What a colour says, for those who do not see it.
 MOODS: Mapping[Colour, str] = {
     Colour.RED: "Somebody is needed.",
@@ -82,7 +82,7 @@ def tiles(night: Night, counts: Mapping[str, int]) -> list[Tile]:
 
 def sentence(night: Night) -> str:
     """The verdict, with the metric as people say it."""
-    said = night.verdict.sentence
+    said = night.verdict.sentence.replace(" %", f"{THIN}%").replace("(-", f"({MINUS}")
     return said.replace(night.best.metric, words(night.best.metric)) if night.best else said
 
 

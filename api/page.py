@@ -19,7 +19,18 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from api import acts, job_panel, night_lanes, night_links, night_panel, panels, preview_panel, sweep_panel, wording
+from api import (
+    acts,
+    job_panel,
+    night_lanes,
+    night_links,
+    night_panel,
+    panels,
+    preview_panel,
+    report_words,
+    sweep_panel,
+    wording,
+)
 from api.assets import asset_url
 from api.auth import NEXT
 from api.context import Context, Rig
@@ -229,6 +240,7 @@ def _templates() -> Environment:
         "night_lanes": night_lanes,
         "night_links": night_links,
         "night_panel": night_panel,
+        "report_words": report_words,
         "sweep_panel": sweep_panel,
     }
     return environment

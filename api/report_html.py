@@ -22,7 +22,7 @@ from daemon.night.model import Night
 from jobs.model import State
 from jobs.rundir import run_dir
 
-STYLE = Path(__file__).parent / "static" / "report.css"
+STATIC = Path(__file__).parent / "static"
 #: Curves of so many failed jobs, besides the best one's.
 FAILED_CURVES = 3
 CURVES = ("loss", "eval_loss", "train_loss")
@@ -65,8 +65,9 @@ def charts(rig: Context, night: Night) -> list[Panel]:
 
 @cache
 def style() -> str:
-    """The file's style sheet."""
-    return STYLE.read_text()
+    """The file's style sheet: the page's palette, which ends at its first empty line, and the report's own."""
+    palette, _, _ = (STATIC / "overnight.css").read_text().partition("\n\n")
+    return f"{palette}\n{(STATIC / 'report.css').read_text()}"
 
 
 @cache
