@@ -208,7 +208,7 @@ def shapes(job: Job, *, similar: bool = True) -> list[Shape]:
         if similar and (program := _program(spec.get("argv", ()))):
             found.append((job.kind, gpus, "program", spec.get("cwd"), *program))
         return found
-    step = [spec.get(name) for name in STEP_FIELDS]
+    step = [tuple(value) if isinstance(value := spec.get(name), list) else value for name in STEP_FIELDS]
     model = (spec.get("model"), spec.get("adapter") is not None)
     found.append((job.kind, gpus, "step", *model, *step, (spec.get("lora") or {}).get("r")))
     if similar:

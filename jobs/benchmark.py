@@ -42,7 +42,7 @@ class Benchmark:
 
     def __init__(self, run: Run):
         self._run, self._spec = run, run.order.spec
-        self._plan = plan(self._spec)
+        self._plan = plan(self._spec, auto=weights.device({"kind": self._spec["kind"], "dtype": "auto"}).dtype)
         self._card = _card()
         self._energy = EnergyCounter(uuid_of_this_process())
         self._rows = self._resumed()
@@ -121,7 +121,7 @@ class Benchmark:
             meter.release()
             return unmeasured_row(cell, DOES_NOT_FIT, "the memory ran out")
         row = measured_row(cell, timings, memory, joules)
-        return row | {"card": self._card, "computes_in": device.dtype, "started_at": started_at, "ended_at": self._run.now()}  # fmt: skip
+        return row | {"card": self._card, "started_at": started_at, "ended_at": self._run.now()}
 
     def _unwanted(self, cell: Cell, model: Any, device: weights.Device) -> tuple[str, str] | None:
         """Why a cell is not even tried."""

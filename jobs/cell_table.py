@@ -70,8 +70,8 @@ def reason(row: Json) -> str:
     return f"{words}: {row['reason']}" if row.get("reason") else words
 
 
-def short(value: float) -> str:
-    """Three digits that count: 0.0123, 4.56, 78.9, 1234."""
+def short(value: Any) -> str:
+    """A finite number by three digits that count: 0.0123, 4.56, 78.9, 1234."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -85,7 +85,7 @@ def _table(name: str, members: Sequence[Json]) -> Table:
     reasons: dict[str, list[str]] = {}
     for row in ordered:
         if row["state"] != MEASURED:
-            reasons.setdefault(reason(row), []).append(f"{row['batch_size']} × {row['prompt_length']}")
+            reasons.setdefault(reason(row), []).append(f"{row['batch_size']} x {row['prompt_length']}")
     everything = len(reasons) == 1 and not any(row["state"] == MEASURED for row in ordered)
     notes = [words if everything else f"{', '.join(sizes)} {words}" for words, sizes in reasons.items()]
     return Table(name, [texts(row) for row in ordered if row["state"] == MEASURED], notes)

@@ -55,9 +55,13 @@ class Timing:
     between_s: Sequence[float]
 
 
-def plan(spec: Json) -> list[list[Cell]]:
-    """The cells of each variant, the smallest first: what does not fit is known before anything larger is tried."""
-    variants = [(dtype, quantization) for dtype in dict.fromkeys(spec["dtypes"]) for quantization in dict.fromkeys(spec["quantizations"])]  # fmt: skip
+def plan(spec: Json, auto: str) -> list[list[Cell]]:
+    """The cells of each variant, the smallest first: what does not fit is known before anything larger is tried.
+
+    `auto`: the precision that this stands for here.
+    """
+    dtypes = dict.fromkeys(auto if dtype == "auto" else dtype for dtype in spec["dtypes"])
+    variants = [(dtype, quantization) for dtype in dtypes for quantization in dict.fromkeys(spec["quantizations"])]  # fmt: skip
     sizes = [(batch, length) for batch in spec["batch_sizes"] for length in spec["prompt_lengths"]]
     sizes.sort(key=lambda size: (size[0] * size[1], size[1]))
     return [[Cell(dtype=d, quantization=q, batch_size=b, prompt_length=n) for b, n in sizes] for d, q in variants]
@@ -147,7 +151,8 @@ def metrics(rows: Sequence[Json]) -> dict[str, Any]:
         for variant in variants:
             rates = [row["decode_tokens_per_s"] for row in known if cell_of(row).variant == variant]
             made[f"{'_'.join(variant).removesuffix('_none')}_decode_tokens_per_s"] = max(rates)
-    return made
+    # more digits than four would be noise
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in made.items()}
 
 
 def variant_words(variant: tuple[str, str]) -> str:
