@@ -186,6 +186,10 @@ class Client:
         """`{"files": [{"path", "size_bytes", ...}], "truncated": ...}`: what is in the run folder."""
         return self._json("GET", f"/jobs/{_part(job_id)}/files")
 
+    def text(self, job_id: str, path: str) -> str:
+        """A small text file of the run folder."""
+        return self._call("GET", f"/jobs/{_part(job_id)}/files/{quote(path)}").content.decode(errors="replace")
+
     def download(
         self, job_id: str, path: str, target: Path, progress: Callable[[int], object] = lambda n: None
     ) -> None:

@@ -11,7 +11,7 @@ import redis
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from api import acts, job_panel, job_story, page, panels, preview_panel
+from api import acts, benchmark_panel, job_panel, job_story, page, panels, preview_panel
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.glance import glance
@@ -129,6 +129,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
         "summary": job_panel.summary(job),
         "acts": acts.of_job(job) if facts is not None else [],
         "took_s": job_panel.took_s(job, now),
+        "benchmark": benchmark_panel.benchmark(job, rig),
         "loss": job_story.loss_panel(found, times, job),
         "others": job_panel.other_panels(found),
         "telemetry": job_panel.telemetry_panels(job, facts, settings, now),

@@ -29,9 +29,9 @@ from jobs.spec import (  # fmt: skip
     CommandSpec,
     FieldError,
     FinetuneSpec,
-    GenerateSpec,
     InvalidSpec,
     Spec,
+    WithModel,
     dump,
     parse,
 )
@@ -205,7 +205,7 @@ def _bitsandbytes(spec: FinetuneSpec) -> None:
         raise Refused(f"{what} needs the package bitsandbytes on the rig: pip install 'overnight[qlora]'")
 
 
-def _remote_code(spec: FinetuneSpec | GenerateSpec, settings: Settings, places: Places) -> None:
+def _remote_code(spec: WithModel, settings: Settings, places: Places) -> None:
     if not spec.trust_remote_code:
         return
     try:

@@ -62,7 +62,8 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
     )
     if isinstance(model, str):
         return facts, model
-    return facts, "its data is another job's result that is still to come" if facts.data is None else ""
+    needs_data = "data" in type(spec).model_fields
+    return facts, "its data is another job's result that is still to come" if needs_data and facts.data is None else ""
 
 
 def judge(

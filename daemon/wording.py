@@ -35,6 +35,7 @@ TELLING_METRICS = (
     "train_loss",
     "final_loss",
     "loss",
+    "decode_tokens_per_s",
     "tokens_per_s",
     "rows",
 )

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from jobs.spec.benchmark import BenchmarkSpec
 from jobs.spec.command import CommandSpec
-from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line
+from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line, WithModel
 from jobs.spec.finetune import FinetuneSpec, LoraSpec
 from jobs.spec.generate import GenerateSpec
 
@@ -25,6 +26,7 @@ __all__ = [
     "KINDS",
     "MODEL_NAME",
     "RECIPES",
+    "BenchmarkSpec",
     "CommandSpec",
     "FieldError",
     "FinetuneSpec",
@@ -34,15 +36,21 @@ __all__ = [
     "Line",
     "LoraSpec",
     "Spec",
+    "WithModel",
     "dump",
     "nearest",
     "parse",
 ]
 
-Spec = FinetuneSpec | GenerateSpec | CommandSpec
-KINDS: Mapping[str, type[Spec]] = {"finetune": FinetuneSpec, "generate": GenerateSpec, "command": CommandSpec}
+Spec = FinetuneSpec | GenerateSpec | BenchmarkSpec | CommandSpec
+KINDS: Mapping[str, type[Spec]] = {
+    "finetune": FinetuneSpec,
+    "generate": GenerateSpec,
+    "benchmark": BenchmarkSpec,
+    "command": CommandSpec,
+}
 #: Kinds whose process needs torch: they start from the preloaded worker.
-RECIPES = frozenset({"finetune", "generate"})
+RECIPES = frozenset({"finetune", "generate", "benchmark"})
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:=-]{0,
 #: "141" must succeed, "ended:141" only end, "failed:141" fail.
 Dependency = Annotated[str, StringConstraints(pattern=r"^((succeeded|ended|failed):)?[1-9][0-9]{0,17}$"), BeforeValidator(lambda v: str(v) if isinstance(v, int) and not isinstance(v, bool) else v)]  # fmt: skip
 Moment = Annotated[float, BeforeValidator(_epoch_seconds)]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Document(BaseModel):
@@ -139,9 +140,16 @@ class JobSpec(Document):
         return tuple(dict.fromkeys((*self.after, *(job_id for _, job_id in self.references))))
 
 
-class ModelSpec(JobSpec):
+class WithModel(JobSpec):
+    """Fields of every kind that loads a model."""
+
     model: Text = Field(description="A name in the models folder, an allowed path, a hub id, or job:N.")
     adapter: Text | None = Field(None, description="A LoRA adapter to put on the model: job:N or an allowed path.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = Field(42, ge=0, lt=2**32)
     trust_remote_code: bool = Field(False, description="Run code that comes with the model; the rig must allow it.")
+
+
+class ModelSpec(WithModel):
+    """The same, of those that compute in one precision."""
+
+    dtype: DType = "auto"
