@@ -34,6 +34,8 @@ ATTRIBUTE = "x' onmouseover='alert(4)' autofocus onfocus='alert(5)' style='displ
 CONTROL = "\x1b[31mred\x1b]0;title\x07\u202eright\u2066"
 ENDLESS = "W" * 300
 TEXTS = (MARKUP, CLOSING, LINK, TEMPLATE, ATTRIBUTE, CONTROL, ENDLESS)
+#: After these a job is not tried again.
+FINAL = (Cause.BAD_INPUT, Cause.USER_ERROR, Cause.TIMEOUT)
 #: What a document may name; the rest comes from files and from records of older versions.
 SHORT = tuple(text[:120] for text in TEXTS if text.isprintable())
 
@@ -73,7 +75,7 @@ def _failed(rig: FilledRig, text: str, at: float) -> Job:
     (folder.output / text.replace("/", "_")[:120]).write_text("x")
     for step in (1, 2, 3):
         append_json_line(folder.metrics, {"step": step, "loss": float(step), text[:90]: float(step)})
-    return rig.finish(job, at + 60, end=End.FAILED, cause=list(Cause)[int(at) % 3], message=text, hint=text, metrics={text[:90]: 1.0, "text": text})  # fmt: skip
+    return rig.finish(job, at + 60, end=End.FAILED, cause=FINAL[int(at) % 3], message=text, hint=text, metrics={text[:90]: 1.0, "text": text})  # fmt: skip
 
 
 def _running(rig: FilledRig, now: float) -> Job:
