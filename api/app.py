@@ -40,7 +40,7 @@ from api import (
     routes_sweeps,
     routes_telemetry,
 )
-from api.auth import Authenticated, Keys, Throttle, keep_token
+from api.auth import Authenticated, Ended, Keys, Throttle, keep_token
 from api.compress import Compressed
 from api.context import Context
 from api.documents import MAX_BATCH
@@ -72,7 +72,8 @@ POSITION = {
 
 def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = time.time) -> FastAPI:
     """The API and the page of one rig. The first call makes the rig's token. Raises auth.TokenUnusable."""
-    keys = Keys(keep_token(settings.token_file), store.use_once, now)
+    ended = Ended(settings.home / "logged-out.json", now)
+    keys = Keys(keep_token(settings.token_file), store.use_once, now, ended=ended)
     hub, ledger, elsewhere = Hub(store), Ledger(store), Elsewhere(store, settings, now)
     nights = Nights(store, ledger, settings, now)
 
