@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from daemon import known_files
-from daemon.placement import VRAM_RESERVE_BYTES, fits
+from daemon.placement import fits
 from daemon.situation import gib
 from jobs.data import DataReport
-from jobs.estimate import Estimate, Facts, Outlook, estimate
+from jobs.estimate import VRAM_RESERVE_BYTES, Estimate, Facts, Outlook, estimate
 from jobs.fitting import Change, what_fits
+from jobs.known_models import known_model
 from jobs.model_facts import ModelFacts
 from jobs.spec import CommandSpec, FieldError, FinetuneSpec, Spec, dump
 
@@ -53,7 +54,7 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
     """The facts of a document's model and data, and why its need is not known when one of them lacks."""
     if isinstance(spec, CommandSpec):
         return Facts(), "of a command only what it declares is known: set vram_gib"
-    model = _model(spec.model, paths)
+    model = model_of(spec.model, paths)
     facts = Facts(
         model=model if isinstance(model, ModelFacts) else None,
         data=reports.get("data"),
@@ -163,9 +164,10 @@ def model_folder(name: str, paths: Mapping[str, str]) -> Path | None:
     return Path(base) if base.startswith("/") else known_files.hub_folder(base or name, os.environ)
 
 
-def _model(name: str, paths: Mapping[str, str]) -> ModelFacts | str:
+def model_of(name: str, paths: Mapping[str, str]) -> ModelFacts | str:
+    """A model's size, or why it is not known. One that is still on the hub is known when it is one of the usual ones."""
     folder = model_folder(name, paths)
     if folder is None:
-        return "its model is still on the hub"
+        return known_model(paths.get("model") or name) or "its model is still on the hub"
     found = known_files.model(folder)
     return found if isinstance(found, ModelFacts) else f"the size of its model is not known: {found}"

@@ -9,8 +9,9 @@ from datetime import date, datetime
 from functools import cached_property, lru_cache
 from zoneinfo import ZoneInfo
 
-from daemon.placement import VRAM_RESERVE_BYTES, fits
+from daemon.placement import fits
 from daemon.rig import Slot
+from jobs.estimate import VRAM_RESERVE_BYTES
 from jobs.model import Job, State
 
 

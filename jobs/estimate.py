@@ -17,6 +17,8 @@ from jobs.model_facts import Linear, ModelFacts
 Json = Mapping[str, Any]
 Part = Literal["weights", "adapter", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead"]
 
+#: Left to the driver and the desktop beside what a job needs.
+VRAM_RESERVE_BYTES = 512 << 20
 #: CUDA context, cuBLAS and cuDNN workspaces, rounding of the allocator; and what its gaps add to all but the weights.
 TRAINING_OVERHEAD_BYTES = round(1.1 * 2**30)
 INFERENCE_OVERHEAD_BYTES = round(0.6 * 2**30)

@@ -22,7 +22,7 @@ from jobs.spec import RECIPES
 from workers import child
 from workers.arrivals import bring_inputs, missing
 from workers.keeper import Keeper
-from workers.warm import WarmStart
+from workers.warm import WarmStart, needs_cold_start
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def run_attempt(job_id: str, fence: int) -> None:
         leave_bad_start(folder, job, error)
         return
     # a command's driver is light: it is forked even from a worker that has not preloaded
-    warm = job.kind not in RECIPES or (warm_start.ready and job.gpus == 1)
+    warm = job.kind not in RECIPES or (warm_start.ready and job.gpus == 1 and not needs_cold_start(order.spec))
     try:
         leased_at = renew_lease(job, settings, store) if settings.redis_url is not None else time.monotonic()
     except InvalidTransition as error:
