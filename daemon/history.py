@@ -30,7 +30,7 @@ NO_MATTER = frozenset({
 #: Fields that decide what one step costs.
 STEP_FIELDS = (
     "method", "objective", "optim", "pure_bf16", "effective_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing", "gradient_checkpointing",
-    "batch_size", "max_new_tokens", "dtype",
+    "batch_size", "max_new_tokens", "dtype", "tasks", "num_fewshot",
 )  # fmt: skip
 
 Shape = tuple[object, ...]
@@ -203,7 +203,7 @@ def shapes(job: Job, *, similar: bool = True) -> list[Shape]:
         if similar and (program := _program(spec.get("argv", ()))):
             found.append((job.kind, gpus, "program", spec.get("cwd"), *program))
         return found
-    step = [spec.get(name) for name in STEP_FIELDS]
+    step = [_hashable(spec.get(name)) for name in STEP_FIELDS]
     model = (spec.get("model"), spec.get("adapter") is not None)
     found.append((job.kind, gpus, "step", *model, *step, (spec.get("lora") or {}).get("r")))
     if similar:
@@ -287,6 +287,10 @@ def _program(argv: Sequence[str]) -> tuple[str, ...]:
 
 def _document(spec: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in spec.items() if name not in NO_MATTER}, sort_keys=True)
+
+
+def _hashable(value: Any) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _on(shape: Shape, card: str) -> Shape:

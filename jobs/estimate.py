@@ -27,6 +27,8 @@ CACHE_GAPS = 0.10
 CPU_OVERHEAD_BYTES = round(0.6 * 2**30)
 #: The tile of logits that TRL's fused loss computes at once (trl.kernels.chunked_logprob); without a GPU it makes copies of it.
 TILE_TOKENS, TILE_VOCABULARY, TILE_COPIES_ON_CPU = 4096, 32768, 8
+#: Logits that an evaluation holds at once (jobs.scoring): 256 MiB in float32.
+SCORING_TILE = 1 << 26
 #: English has four bytes or more to a token, code and other scripts about three: fewer for memory, the usual for counting.
 FEWEST_BYTES_PER_TOKEN, USUAL_BYTES_PER_TOKEN = 3, 4
 #: What a chat template adds to a row: roles, turns, and often a system prompt of its own.
@@ -124,6 +126,8 @@ def estimate(spec: Json, facts: Facts, *, on_gpu: bool = True) -> Estimate:
             return _finetune(spec, facts, on_gpu)
         case "generate":
             return _generate(spec, facts, on_gpu)
+        case "evaluate":
+            return _evaluate(spec, facts, on_gpu)
         case _:
             return Estimate()
 
@@ -379,6 +383,27 @@ def _generating_parts(spec: Json, model: ModelFacts, data: DataReport, width: in
     gaps = GAPS * (parts["activations"] + scores) + CACHE_GAPS * parts["kv_cache"]
     parts["overhead"] = (INFERENCE_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
     return {name: round(size) for name, size in parts.items()}
+
+
+# -- evaluating ---------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
+    """Of rows. How long the questions of lm-eval's tasks are, nobody knows before."""
+    data, model = facts.data, facts.model
+    if data is None:
+        return Estimate()
+    rows = min(data.rows, spec["limit"] or data.rows)
+    tokens = data.text_bytes // USUAL_BYTES_PER_TOKEN * rows // max(1, data.rows) + rows * spec["max_new_tokens"]
+    if model is None or spec["tasks"]:
+        return Estimate(rows=rows, tokens=tokens)
+    width = _width(spec, on_gpu)
+    parts = _generating_parts({**spec, "temperature": 0.0}, model, data, width, on_gpu)
+    batch = _Batch(_at_most(spec["batch_size"], data), _length({**spec, "packing": False}, data), packed=False)
+    tile = min(SCORING_TILE, batch.tokens * model.vocabulary)
+    # of the tile: as the head gives it, in float32, and the sum of its exponentials on the way
+    parts["logits"] = max(parts["logits"], tile * (width + 4 + 4) + batch.tokens * model.hidden * width)
+    return Estimate(rows=rows, tokens=tokens, vram_bytes=sum(parts.values()), parts=parts)
 
 
 def _forward(model: ModelFacts, batch: _Batch, width: int) -> float:

@@ -101,6 +101,16 @@ class RunDir:
         """Where a generation leaves its rows."""
         return self.output / "generations.jsonl"
 
+    @property
+    def rows(self) -> Path:
+        """Where an evaluation leaves what it measured, row by row."""
+        return self.output / "rows.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """Where an evaluation leaves its metrics, its worst rows and the tasks' report."""
+        return self.output / "results.json"
+
     def create(self) -> None:
         """Make the folder and those inside it; harmless when they are there."""
         for folder in (self.path, self.checkpoints, self.output):

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs.spec.command import CommandSpec
-from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line
+from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line, ModelSpec
+from jobs.spec.evaluate import EvaluateSpec
 from jobs.spec.finetune import FinetuneSpec, LoraSpec
 from jobs.spec.generate import GenerateSpec
 
@@ -26,6 +27,7 @@ __all__ = [
     "MODEL_NAME",
     "RECIPES",
     "CommandSpec",
+    "EvaluateSpec",
     "FieldError",
     "FinetuneSpec",
     "GenerateSpec",
@@ -33,16 +35,22 @@ __all__ = [
     "JobSpec",
     "Line",
     "LoraSpec",
+    "ModelSpec",
     "Spec",
     "dump",
     "nearest",
     "parse",
 ]
 
-Spec = FinetuneSpec | GenerateSpec | CommandSpec
-KINDS: Mapping[str, type[Spec]] = {"finetune": FinetuneSpec, "generate": GenerateSpec, "command": CommandSpec}
+Spec = FinetuneSpec | GenerateSpec | EvaluateSpec | CommandSpec
+KINDS: Mapping[str, type[Spec]] = {
+    "finetune": FinetuneSpec,
+    "generate": GenerateSpec,
+    "evaluate": EvaluateSpec,
+    "command": CommandSpec,
+}
 #: Kinds whose process needs torch: they start from the preloaded worker.
-RECIPES = frozenset({"finetune", "generate"})
+RECIPES = frozenset({"finetune", "generate", "evaluate"})
 
 
 @dataclass(frozen=True)
