@@ -14,7 +14,7 @@ from transformers import GenerationConfig  # noqa: TID253
 
 from jobs import environment, evaluation, harness, weights
 from jobs.data import sha256_of
-from jobs.evaluation import DEFINITION
+from jobs.evaluation import DEFINITION, MEASURED_ON
 from jobs.generate import Patience
 from jobs.generations import Answer, Generations
 from jobs.log import clock_time, say
@@ -47,16 +47,20 @@ def run(run: Run) -> dict[str, Any]:
     items = read_items(run, tokenizer, context_of(run, tokenizer)) if "data" in run.order.paths else []
     run.phase("loading")
     model = weights.load_model(run.order, device, trainable=False)
-    metrics: dict[str, Any] = {"definition": DEFINITION}
+    metrics: dict[str, Any] = {}
+    measured_on: dict[str, Any] = {"definition": DEFINITION}
     results: dict[str, Any] = {}
     if items:
         rows, resumed = _rows(run, _Measurer(run, model, tokenizer, device), items, device)
-        metrics |= evaluation.summary(rows) | _told_apart(run, tokenizer, items) | {"resumed_rows": resumed}
+        metrics |= evaluation.summary(rows) | {"resumed_rows": resumed}
+        measured_on |= metrics[MEASURED_ON] | _told_apart(run, tokenizer, items)
         results["worst"] = [_shortened(row) for row in evaluation.worst(rows, WORST)]
     if spec["tasks"]:
         found = harness.evaluate(run, model, tokenizer)
         metrics |= found.metrics
+        measured_on["tasks_sha256"] = found.sha256
         results["tasks"] = found.report
+    metrics[MEASURED_ON] = measured_on
     write_json(run.folder.results, {"metrics": metrics, **results})
     keep_json_lines(run.folder.metrics, lambda _: False)
     run.metrics(len(items), **{name: value for name, value in metrics.items() if is_finite(value)})

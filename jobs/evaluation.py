@@ -22,6 +22,8 @@ OF_ANSWERS = ("accuracy", "includes")
 #: A difference of so many standard errors is called one: 95 % of the normal distribution lie within.
 TELLING_ERRORS = 1.96
 STDERR = "_stderr"
+#: Of a job's metrics: an object with what was measured, so that it is known what it compares with.
+MEASURED_ON = "measured_on"
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,18 @@ def measured(rows: Sequence[Row]) -> dict[str, Measured]:
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """The metrics as a job tells them: each with its standard error, and the counts behind them."""
+    """The metrics as a job tells them, each with its standard error; and in MEASURED_ON the counts behind them."""
     told: dict[str, Any] = {}
     for name, one in measured(rows).items():
         told[name] = round(one.value, 6)
         told[name + STDERR] = round(one.stderr, 6) if one.stderr is not None else None
-    return told | {
+    counts = {
         "rows": len(rows),
-        "tokens": sum(row["all_tokens"] for row in rows),
         "measured_tokens": sum(row["tokens"] for row in rows),
         "asked_rows": sum(row.get("exact") is not None for row in rows),
         "cut_rows": sum(bool(row.get("cut")) for row in rows),
     }
+    return told | {"rows": len(rows), "tokens": sum(row["all_tokens"] for row in rows), MEASURED_ON: counts}
 
 
 def differences(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, Measured]:
@@ -95,7 +97,8 @@ def basis(metrics: Mapping[str, Any], metric: str) -> tuple[object, ...] | None:
     Of tokens: the very tokens and masks that were measured (data, template, tokenizer, length). Of answers: the questions
     and the room for an answer; models with other tokenizers were asked the same. Of lm-eval's tasks: their versions and settings.
     """
-    if "definition" not in metrics:
+    facts = metrics.get(MEASURED_ON)
+    if not isinstance(facts, Mapping):
         return None
     name = metric.removesuffix(STDERR)
     if "/" in name:
@@ -104,7 +107,7 @@ def basis(metrics: Mapping[str, Any], metric: str) -> tuple[object, ...] | None:
         fields = ("data_sha256", "rows", "asked_rows", "max_new_tokens")
     else:
         fields = ("tokens_sha256",)
-    return metrics["definition"], *(metrics.get(field) for field in fields)
+    return "evaluation", facts.get("definition"), *(facts.get(field) for field in fields)
 
 
 def worst(rows: Iterable[Row], count: int) -> list[Row]:

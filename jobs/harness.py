@@ -7,6 +7,7 @@ folder of the owner's own are found by its YAML files; they may name data beside
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Found:
     """What the tasks told: metrics as `task/metric` with standard errors, and lm-eval's own words for results.json."""
 
     metrics: Mapping[str, Any]
+    #: Of what was asked: versions, examples before each question, the questions themselves.
+    sha256: str
     report: Mapping[str, Any]
 
 
@@ -41,6 +44,7 @@ def evaluate(run: Run, model: Any, tokenizer: Any) -> Found:
         raise JobError(Cause.BAD_INPUT, f"tasks need the package lm-eval on the rig: {error}.", f"{INSTALL} there.") from error  # fmt: skip
     from lm_eval.tasks import TaskManager
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     folder = _own_tasks(run)
     settings = {name: run.order.spec[name] for name in SETTINGS} | {"lm_eval": lm_eval.__version__}
     key = sha256_of_words(json.dumps(settings, sort_keys=True))[:16]
@@ -49,6 +53,9 @@ def evaluate(run: Run, model: Any, tokenizer: Any) -> Found:
     with _inside(folder):
         manager = TaskManager(include_path=str(folder) if folder else None)
         names = _named(run.order.spec["tasks"], manager)
+        say(
+            f"lm-eval {lm_eval.__version__}: {len(names)} task(s), {sum(name in done for name in names)} of them done before."
+        )
         for at, name in enumerate(names):
             run.phase("evaluating", step=at, total=len(names))
             if name not in done:
@@ -58,8 +65,8 @@ def evaluate(run: Run, model: Any, tokenizer: Any) -> Found:
             say(f"{name}: {_words(_metrics(name, done[name]))}")
     metrics = {metric: value for name in names for metric, value in _metrics(name, done[name]).items()}
     basis = {name: done[name]["basis"] for name in names}
-    metrics["tasks_sha256"] = sha256_of_words(json.dumps(basis, sort_keys=True))
-    return Found(metrics, {"lm_eval": lm_eval.__version__, "tasks": done})
+    digest = sha256_of_words(json.dumps([lm_eval.__version__, basis], sort_keys=True))
+    return Found(metrics, digest, {"lm_eval": lm_eval.__version__, "tasks": done})
 
 
 def sha256_of_words(text: object) -> str:
@@ -139,6 +146,16 @@ def _watched(run: Run, model: Any, tokenizer: Any) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class Watched(HFLM):  # type: ignore[misc]
+        # no bars drawn for a terminal
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
         def _model_call(self, *arguments: Any, **named: Any) -> Any:
             _beat(run)
             return super()._model_call(*arguments, **named)

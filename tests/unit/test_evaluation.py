@@ -55,7 +55,8 @@ def test_answers_are_counted_among_the_rows_that_were_asked() -> None:
         row(2, 1.0, 2),
     ]
     found = summary(answered)
-    assert (found["accuracy"], found["includes"], found["asked_rows"], found["rows"]) == (0.5, 1.0, 2, 3)
+    assert (found["accuracy"], found["includes"], found["rows"]) == (0.5, 1.0, 3)
+    assert found["measured_on"]["asked_rows"] == 2
     assert "accuracy" not in measured([row(0, 1.0, 2)])
 
 
@@ -95,12 +96,15 @@ def test_other_rows_have_no_difference() -> None:
 
 
 def test_two_results_compare_when_the_same_was_measured() -> None:
-    told: Mapping[str, Any] = {"definition": 1, "tokens_sha256": "a", "data_sha256": "d", "rows": 3, "asked_rows": 3, "max_new_tokens": 9, "tasks_sha256": "t"}  # fmt: skip
-    other = {**told, "tokens_sha256": "b"}  # another tokenizer: its tokens are not these, its answers are to the same
+    facts: Mapping[str, Any] = {"definition": 1, "tokens_sha256": "a", "data_sha256": "d", "rows": 3, "asked_rows": 3, "max_new_tokens": 9, "tasks_sha256": "t"}  # fmt: skip
+    told = {"measured_on": facts}
+    other = {
+        "measured_on": {**facts, "tokens_sha256": "b"}
+    }  # another tokenizer: its tokens are not these, its answers are to the same
     assert basis(told, "perplexity") != basis(other, "perplexity")
     assert basis(told, "accuracy") == basis(other, "accuracy")
-    assert basis(told, "accuracy") != basis({**told, "max_new_tokens": 1}, "accuracy")
-    assert basis(told, "arc_easy/acc") != basis({**told, "tasks_sha256": "u"}, "arc_easy/acc")
+    assert basis(told, "accuracy") != basis({"measured_on": {**facts, "max_new_tokens": 1}}, "accuracy")
+    assert basis(told, "arc_easy/acc") != basis({"measured_on": {**facts, "tasks_sha256": "u"}}, "arc_easy/acc")
     assert basis({"eval_loss": 1.0}, "eval_loss") is None
 
 
