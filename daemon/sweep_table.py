@@ -76,7 +76,9 @@ def table(sweep: Sweep, jobs: Sequence[Job], last_metrics: Callable[[Job], Mappi
     found = [(job, metrics_of(job, last_metrics)) for job in jobs]
     told = {name for _, metrics in found for name in metrics}
     goal = sweep.goal or next((usual for usual in USUAL_GOALS if usual.metric in told), USUAL_GOALS[0])
-    rows = [_row(sweep, goal, members) for members in _together(sweep, found)]
+    tells = {sweep.stage_of(job.id) for job, metrics in found if goal.metric in metrics}
+    teller = next((stage for stage in reversed(sweep.stages) if stage in tells), "")
+    rows = [_row(sweep, goal, members, teller) for members in _together(sweep, found)]
     rows.sort(key=lambda row: (ORDER[row.job.state], *_by_value(goal, row.value), int(row.job.id)))
     names = sorted(told - {goal.metric})
     return Table(sweep, goal, rows, [goal.metric, *names] if goal.metric in told else names)
@@ -90,12 +92,15 @@ def _together(sweep: Sweep, found: Sequence[Told]) -> list[list[Told]]:
     return list(rows.values())
 
 
-def _row(sweep: Sweep, goal: Goal, members: Sequence[Told]) -> Row:
+def _row(sweep: Sweep, goal: Goal, members: Sequence[Told], teller: str) -> Row:
+    """`teller`: the stage whose word on the goal's metric counts."""
     stages = {stage: job for job, _ in members if (stage := sweep.stage_of(job.id))}
-    told = [job for job, metrics in members if goal.metric in metrics]
-    open_ = [job for job, _ in members if job.state is not State.SUCCEEDED]
-    main = [*told[-1:], *open_[:1], members[-1][0]][0]
     metrics = {name: value for _, each in members for name, value in each.items()}
+    told = [job for job, each in members if goal.metric in each and sweep.stage_of(job.id) in ("", teller)]
+    if not told:
+        metrics.pop(goal.metric, None)
+    open_ = [job for job, _ in members if job.state is not State.SUCCEEDED]
+    main = [*told, *open_, members[-1][0]][0]
     return Row(main, metrics, metrics.get(goal.metric), any(is_stopped_early(job) for job, _ in members), stages)
 
 
