@@ -105,6 +105,9 @@ def work(
         if run.stop_requested:
             raise Interrupted
         rows, size = _fitting(measure, [items[index] for index in batch], size)
+        if wrong := next((row for row in rows if not is_finite(row.get("loss", 0.0))), None):
+            hint = "Its weights are damaged, or too large for this dtype: try dtype float32."
+            raise JobError(Cause.BAD_INPUT, f"The model's loss on row {wrong['id']} is not a number.", hint)
         file.append(rows)
         done += len(rows)
         now = time.monotonic()

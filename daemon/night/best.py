@@ -43,7 +43,8 @@ def best(records: Records) -> Best | None:
 
 def _weight(leader: tuple[int, Best]) -> tuple[bool, float, int]:
     size, told = leader
-    gain = abs(told.change) if told.change is not None and told.better else 0.0
+    # from nothing to something has no share that could be told; it counts like twice as much
+    gain = (abs(told.change) if told.change is not None else 1.0) if told.better else 0.0
     return told.metric != "tokens_per_s", gain, size
 
 
