@@ -12,6 +12,7 @@ import torch
 from attempts import ended, finish, log, run_folder, start
 from until import until
 
+from jobs import snapshot
 from jobs.encoding import encode
 from jobs.evaluate import work
 from jobs.generations import Answer, Generations
@@ -188,13 +189,21 @@ metadata: {version: 1.0}
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'overnight[eval]'")  # fmt: skip
-def test_a_task_of_ones_own_runs_without_a_network_and_goes_on_after_a_stop(tmp_path: Path, tiny_model: Path) -> None:
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "shelves.yaml").write_text(TASK)
+NEEDS_LM_EVAL = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'overnight[eval]'")  # fmt: skip
+
+
+def own_tasks(folder: Path) -> Path:
+    """A folder with a task and its data."""
+    folder.mkdir(parents=True)
+    (folder / "shelves.yaml").write_text(TASK)
     asked = [{"question": f"Shelf {n} is on the", "answer": n % 2} for n in range(6)]
-    (tasks / "shelves.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    (folder / "shelves.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    return folder
+
+
+@NEEDS_LM_EVAL
+def test_a_task_of_ones_own_runs_without_a_network_and_goes_on_after_a_stop(tmp_path: Path, tiny_model: Path) -> None:
+    tasks = own_tasks(tmp_path / "tasks")
     folder = attempt(tmp_path / "run", tiny_model, tasks=["shelves"], task_path=tasks, limit=4, num_fewshot=1)
     assert finish(folder) == 0, log(folder)
     found = metrics(folder)
@@ -207,3 +216,22 @@ def test_a_task_of_ones_own_runs_without_a_network_and_goes_on_after_a_stop(tmp_
     missing = attempt(tmp_path / "missing", tiny_model, tasks=["shelfs"], task_path=tasks)
     assert finish(missing) == 1
     assert "lm-eval knows no 'shelfs'" in (read_json(missing.result) or {})["message"]
+
+
+@NEEDS_LM_EVAL
+def test_tasks_that_came_along_from_a_laptop_are_unpacked_and_found(tmp_path: Path, tiny_model: Path) -> None:
+    own_tasks(tmp_path / "all/mine")
+    with (tmp_path / "packed").open("wb") as file:
+        snapshot.pack(tmp_path / "all", snapshot.listing(tmp_path / "all").names, file)
+    digest = "sha256:" + "0" * 64
+    spec = {
+        "kind": "evaluate",
+        "model": "tiny",
+        "tasks": ["shelv*"],
+        "workdir": digest,
+        "task_path": "mine",
+        "limit": 2,
+    }
+    folder = run_folder(tmp_path / "run", spec, {"model": tiny_model, "workdir": tmp_path / "packed"})
+    assert finish(folder) == 0, log(folder)
+    assert 0 <= metrics(folder)["shelves/acc"] <= 1
