@@ -18,7 +18,7 @@ from jobs import data, expansion
 from jobs.aliases import translate
 from jobs.pipeline import linked
 from jobs.spec import FILE_FIELDS, INPUT_REFERENCE, FieldError, InvalidSpec, parse
-from jobs.stages import check_stages
+from jobs.stages import check_stages, expand_stages
 
 Json = dict[str, Any]
 
@@ -91,6 +91,24 @@ def check(body: Json) -> None:
             expansion.check(body.get("base"), body.get("sweep"))
         except InvalidSpec as error:
             raise _refused(error, "") from None
+
+
+def count(body: Json, folders: Sequence[Path]) -> int | None:
+    """How many jobs a checked body makes; None where only the rig can tell (a sampler that is not installed here)."""
+    if not is_batch(body):
+        return 1
+    if "sweep" not in body:
+        return len(members(body))
+
+    def read_csv(name: str) -> str:
+        return next(path for folder in folders if (path := folder / name).is_file()).read_text(encoding="utf-8")
+
+    try:
+        if "jobs" in body:
+            return len(expand_stages(body["jobs"], body["sweep"], read_csv=read_csv).documents)
+        return len(expansion.expand(body["base"], body["sweep"], read_csv=read_csv).documents)
+    except (InvalidSpec, StopIteration, OSError, UnicodeDecodeError):
+        return None
 
 
 def _check_stages(body: Json) -> None:
