@@ -15,8 +15,8 @@ from until import until
 from jobs import snapshot
 from jobs.encoding import encode
 from jobs.evaluate import work
-from jobs.generations import Answer, Generations
 from jobs.questions import Item, in_batches
+from jobs.rows_file import Row, RowsFile
 from jobs.run import JobError, Order, Run
 from jobs.rundir import RunDir, read_json, read_json_lines
 from jobs.scoring import Scorer
@@ -126,10 +126,10 @@ def test_a_row_that_cannot_be_used_names_its_line(tmp_path: Path, tiny_model: Pa
 # -- memory: torch's own error, raised by a model that fits only small batches ------------------------------------------
 
 
-def measured_by(fits: int, folder: Path, count: int) -> tuple[list[Answer], list[int]]:
+def measured_by(fits: int, folder: Path, count: int) -> tuple[list[Row], list[int]]:
     sizes: list[int] = []
 
-    def measure(items: Sequence[Item]) -> list[Answer]:
+    def measure(items: Sequence[Item]) -> list[Row]:
         sizes.append(len(items))
         if len(items) > fits:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -137,7 +137,7 @@ def measured_by(fits: int, folder: Path, count: int) -> tuple[list[Answer], list
 
     run = Run(RunDir(folder), Order(job_id="1", attempt=1, fence=1, resume=False, spec={"batch_size": 8}))
     items = [Item(index=at, id=at, tokens=[1, 2], labels=[1, 2]) for at in range(count)]
-    file = Generations(folder / "rows.jsonl", folder / "order.json", {})
+    file = RowsFile(folder / "rows.jsonl", folder / "order.json", {})
     file.start_over()
     work(run, measure, items, in_batches(items, 8), file, done=0)
     return file.finish(), sizes
