@@ -205,16 +205,16 @@ def own_tasks(folder: Path) -> Path:
 def test_a_task_of_ones_own_runs_without_a_network_and_goes_on_after_a_stop(tmp_path: Path, tiny_model: Path) -> None:
     tasks = own_tasks(tmp_path / "tasks")
     folder = attempt(tmp_path / "run", tiny_model, tasks=["shelves"], task_path=tasks, limit=4, num_fewshot=1)
-    assert finish(folder) == 0, log(folder)
+    assert finish(folder, within_s=600) == 0, log(folder)
     found = metrics(folder)
     assert 0 <= found["shelves/acc"] <= 1 and found["shelves/acc_stderr"] > 0
     assert (read_json(folder.results) or {})["tasks"]["tasks"]["shelves"]["basis"]["n-samples"]["shelves"]["effective"] == 4  # fmt: skip
     again = attempt(tmp_path / "run", tiny_model, 2, tasks=["shelves"], task_path=tasks, limit=4, num_fewshot=1)
-    assert finish(again) == 0, log(again)
+    assert finish(again, within_s=600) == 0, log(again)
     assert metrics(again) == found
     assert "1 task(s), 1 of them done before" in log(again)
     missing = attempt(tmp_path / "missing", tiny_model, tasks=["shelfs"], task_path=tasks)
-    assert finish(missing) == 1
+    assert finish(missing, within_s=600) == 1
     assert "lm-eval knows no 'shelfs'" in (read_json(missing.result) or {})["message"]
 
 
@@ -233,5 +233,5 @@ def test_tasks_that_came_along_from_a_laptop_are_unpacked_and_found(tmp_path: Pa
         "limit": 2,
     }
     folder = run_folder(tmp_path / "run", spec, {"model": tiny_model, "workdir": tmp_path / "packed"})
-    assert finish(folder) == 0, log(folder)
+    assert finish(folder, within_s=600) == 0, log(folder)
     assert 0 <= metrics(folder)["shelves/acc"] <= 1
