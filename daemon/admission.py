@@ -31,8 +31,8 @@ from jobs.spec import (  # fmt: skip
     FieldError,
     FinetuneSpec,
     InvalidSpec,
-    ModelSpec,
     Spec,
+    WithModel,
     dump,
     parse,
 )
@@ -213,7 +213,7 @@ def _lm_eval() -> None:
         raise Refused("tasks need the package lm-eval on the rig: pip install 'overnight[eval]'")
 
 
-def _remote_code(spec: ModelSpec, settings: Settings, places: Places) -> None:
+def _remote_code(spec: WithModel, settings: Settings, places: Places) -> None:
     if not spec.trust_remote_code:
         return
     try:

@@ -64,7 +64,8 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
         return facts, model
     if isinstance(spec, EvaluateSpec) and spec.tasks:
         return facts, "how long the questions of its tasks are is not known: set vram_gib"
-    return facts, "its data is another job's result that is still to come" if facts.data is None else ""
+    needs_data = "data" in type(spec).model_fields
+    return facts, "its data is another job's result that is still to come" if needs_data and facts.data is None else ""
 
 
 def judge(

@@ -20,6 +20,7 @@ RECIPES = {
     "finetune": "jobs.finetune",
     "generate": "jobs.generate",
     "evaluate": "jobs.evaluate",
+    "benchmark": "jobs.benchmark",
     "command": "jobs.command",
 }
 

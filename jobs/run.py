@@ -84,6 +84,10 @@ class Run:
     def _ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
         self.stop_requested = True
 
+    def now(self) -> float:
+        """Epoch seconds, by the clock that this attempt's files are written with."""
+        return self._now()
+
     def phase(self, name: str, *, step: int = 0, total: int = 0) -> None:
         """A new part of the work begins: loading, training, saving, evaluating, generating."""
         self.progress(step=step, total=total, phase=name)

@@ -24,7 +24,7 @@ class SubmitGroup(Commands):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Both ways."""
-        formatter.write_usage(ctx.command_path, "finetune|generate|evaluate|run [FLAGS]")
+        formatter.write_usage(ctx.command_path, "finetune|generate|evaluate|benchmark|run [FLAGS]")
         formatter.write_usage(ctx.command_path, "FILE.toml|.yaml|.json [FLAGS]")
         formatter.write_usage(ctx.command_path, "POINTS.csv --base FILE [FLAGS]")
 
@@ -114,6 +114,16 @@ def evaluate(session: Session, **values: Any) -> None:
     Example: submit evaluate --model NAME --adapter job:141 --data held-out.jsonl
     """
     _submit(session, "evaluate", values)
+
+
+@_command("benchmark", "benchmark")
+@how_to_submit
+def benchmark(session: Session, **values: Any) -> None:
+    """Measure how fast a model runs: tokens/s, latency, memory and energy over batch sizes and lengths.
+
+    Example: submit benchmark --model NAME --batch-sizes 1,8 --prompt-lengths 128,1024 --quantizations none,nf4
+    """
+    _submit(session, "benchmark", values)
 
 
 @_command("run", "command", context_settings={"allow_interspersed_args": False})

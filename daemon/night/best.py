@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from daemon.night.model import Baseline, Best
 from daemon.night.records import Records
 from daemon.wording import telling_metric
-from jobs.differences import flat
 from jobs.direction import direction
 from jobs.evaluation import basis
 from jobs.metrics import is_finite
@@ -122,8 +121,7 @@ def _base_of_sweep(job: Job, known: Mapping[str, Job], records: Records) -> Job 
 def _is_base(job: Job, records: Records) -> bool:
     """Whether its point says what the sweep's base says."""
     sweep = records.sweeps.get(job.sweep)
-    base = dict(flat(sweep.base)) if sweep else {}
-    return sweep is not None and bool(job.point) and all(base.get(k) == v for k, v in job.point.items())
+    return sweep is not None and sweep.is_base(job.point)
 
 
 def _is_bare(other: Job, job: Job) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from jobs.spec.benchmark import BenchmarkSpec
 from jobs.spec.command import CommandSpec
-from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line, ModelSpec
+from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line, WithModel
 from jobs.spec.evaluate import EvaluateSpec
 from jobs.spec.finetune import FinetuneSpec, LoraSpec
 from jobs.spec.generate import GenerateSpec
@@ -26,6 +27,7 @@ __all__ = [
     "KINDS",
     "MODEL_NAME",
     "RECIPES",
+    "BenchmarkSpec",
     "CommandSpec",
     "EvaluateSpec",
     "FieldError",
@@ -35,22 +37,23 @@ __all__ = [
     "JobSpec",
     "Line",
     "LoraSpec",
-    "ModelSpec",
     "Spec",
+    "WithModel",
     "dump",
     "nearest",
     "parse",
 ]
 
-Spec = FinetuneSpec | GenerateSpec | EvaluateSpec | CommandSpec
+Spec = FinetuneSpec | GenerateSpec | EvaluateSpec | BenchmarkSpec | CommandSpec
 KINDS: Mapping[str, type[Spec]] = {
     "finetune": FinetuneSpec,
     "generate": GenerateSpec,
     "evaluate": EvaluateSpec,
+    "benchmark": BenchmarkSpec,
     "command": CommandSpec,
 }
 #: Kinds whose process needs torch: they start from the preloaded worker.
-RECIPES = frozenset({"finetune", "generate", "evaluate"})
+RECIPES = frozenset({"finetune", "generate", "evaluate", "benchmark"})
 
 
 @dataclass(frozen=True)
