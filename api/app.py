@@ -199,6 +199,12 @@ def document_schemas() -> dict[str, Any]:
                         "sweep": {"$ref": "#/components/schemas/SweepDocument"},
                     }
                 ),
+                _object(
+                    {
+                        "jobs": {"type": "array", "items": member, "minItems": 1, "maxItems": MAX_BATCH},
+                        "sweep": {"$ref": "#/components/schemas/SweepDocument"},
+                    }
+                ),
             ]
         },
         "SweepDocument": {

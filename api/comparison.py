@@ -13,11 +13,16 @@ from daemon.sweep_table import metrics_of
 from daemon.wording import TELLING_METRICS
 from jobs.differences import NOT_ITS_WORK, Difference, compared
 from jobs.direction import Direction, direction
+from jobs.evaluation import STDERR, basis
+from jobs.metrics import is_finite
 from jobs.model import Job, State
 
 FEWEST, MOST = 2, 5
 #: Values that are closer than this share of each other are called the same.
 SAME = 1e-9
+
+#: In place of a difference between numbers of different rows.
+OTHER_DATA = "not on the same rows"
 
 Unit = Literal["", "s", "j", "bytes"]
 Judgement = Literal["better", "worse", "same"]
@@ -44,6 +49,18 @@ class Run:
     def is_final(self) -> bool:
         """Whether its numbers are its last ones."""
         return self.job.state is State.SUCCEEDED
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a metric was measured on, where that is known (jobs.evaluation.basis), and its standard error."""
+
+    basis: tuple[object, ...] | None = None
+    stderr: float | None = None
+
+    @property
+    def error_text(self) -> str:
+        return f" ± {self.stderr:.2g}" if self.stderr is not None else ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +141,10 @@ def compare(runs: Sequence[Run], goals: Mapping[str, Direction] | None = None) -
     names = sorted({name for told in values for name in told}, key=_telling)
     better = goals or {}
     metrics = (
-        _metric(name, "", better.get(name) or direction(name), [told.get(name) for told in values]) for name in names
+        _metric(
+            name, "", better.get(name) or direction(name), [told.get(name) for told in values], _sources(name, runs)
+        )
+        for name in names
     )
     documents = [run.job.effective_spec for run in runs]
     return Comparison(
@@ -163,20 +183,45 @@ def _used(job: Job, key: str) -> float | None:
     return max(known) if key.startswith("peak") else sum(known)
 
 
-def _metric(name: str, unit: Unit, better: Direction | None, values: Sequence[float | None]) -> Metric:
-    base, known = values[0], [value for value in values if value is not None]
+def _sources(metric: str, runs: Sequence[Run]) -> list[_Source]:
+    """Where each run has this metric from."""
+    told = [run.job.outcome.metrics if run.job.outcome else {} for run in runs]
+    errors = [metrics.get(metric + STDERR) for metrics in told]
+    return [
+        _Source(basis(metrics, metric), float(error) if error is not None and is_finite(error) else None)
+        for metrics, error in zip(told, errors, strict=True)
+    ]
+
+
+def _metric(
+    name: str, unit: Unit, better: Direction | None, values: Sequence[float | None], sources: Sequence[_Source] = ()
+) -> Metric:
+    found = sources or [_Source()] * len(values)
+    same = [source.basis == found[0].basis for source in found]
+    base, known = values[0], [value for value, fair in zip(values, same, strict=True) if fair and value is not None]
     best = (min if better == "lower" else max)(known) if better and len(set(known)) > 1 else None
     cells = tuple(
-        _cell(value, base if at else None, unit, better, is_best=best is not None and value == best)
-        for at, value in enumerate(values)
+        _cell(value, base if at else None, unit, better, is_best=best is not None and value == best, source=source)
+        if fair
+        else _elsewhere(value, base, unit, source)
+        for at, (value, fair, source) in enumerate(zip(values, same, found, strict=True))
     )
     return Metric(name, unit, better, cells)
 
 
-def _cell(value: float | None, base: float | None, unit: Unit, better: Direction | None, *, is_best: bool) -> Cell:
+def _elsewhere(value: float | None, base: float | None, unit: Unit, source: _Source) -> Cell:
+    """A number that was measured on something else than the baseline's: it stands there, and nothing is claimed."""
     if value is None:
         return Cell(None)
-    text = _TEXTS[unit](value)
+    return Cell(value, _TEXTS[unit](value) + source.error_text, words=OTHER_DATA if base is not None else "")
+
+
+def _cell(
+    value: float | None, base: float | None, unit: Unit, better: Direction | None, *, is_best: bool, source: _Source
+) -> Cell:
+    if value is None:
+        return Cell(None)
+    text = _TEXTS[unit](value) + source.error_text
     if base is None:
         return Cell(value, text, is_best=is_best)
     delta = value - base

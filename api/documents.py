@@ -19,6 +19,7 @@ from jobs.aliases import translate
 from jobs.expansion import Expansion, expand
 from jobs.pipeline import linked
 from jobs.spec import INPUT_REFERENCE, FieldError, InvalidSpec
+from jobs.stages import expand_stages
 
 MAX_DEPTH = 32
 #: Larger ones break the programs that read them again.
@@ -112,7 +113,7 @@ class BatchRead:
 
 
 def batch_of(body: object, read_csv: Callable[[str], str]) -> BatchRead:
-    """The documents of `{"jobs": [...]}` or `{"base": {...}, "sweep": {...}}`. Raises InvalidSpec.
+    """The documents of `{"jobs": [...]}`, of `{"base": {...}, "sweep": {...}}`, or of jobs with a sweep. Raises InvalidSpec.
 
     Local names of jobs become provisional numbers (jobs.pipeline). `read_csv`: the text of an uploaded CSV file.
     """
@@ -121,11 +122,18 @@ def batch_of(body: object, read_csv: Callable[[str], str]) -> BatchRead:
     if set(body) == {"jobs"}:
         found, notes = in_our_names(_listed(body["jobs"]), "jobs.{}.")
         return BatchRead(linked(found), notes=notes)
+    if set(body) == {"jobs", "sweep"}:
+        found, notes = in_our_names(_listed(body["jobs"]), "jobs.{}.")
+        staged = expand_stages(found, body["sweep"], read_csv=read_csv)
+        return BatchRead(staged.documents, staged, notes)
     if set(body) == {"base", "sweep"}:
         [base], notes = in_our_names([body["base"]], "base.")
         sweep = expand(base, body["sweep"], read_csv=read_csv)
         return BatchRead(sweep.documents, sweep, notes)
-    raise _wrong("", f'a batch has "jobs", or "base" and "sweep"; this one has {", ".join(sorted(body)) or "nothing"}')
+    raise _wrong(
+        "",
+        f'a batch has "jobs", or "base" and "sweep", or "jobs" and "sweep"; this one has {", ".join(sorted(body)) or "nothing"}',
+    )
 
 
 def in_our_names(documents: Sequence[Any], where: str = "") -> tuple[list[Any], list[str]]:

@@ -21,7 +21,13 @@ from jobs.model import Attempt, Cause, End, Job, Outcome, State
 FLAGS = {"tags": "--tag", "max_runtime_s": "--max-runtime"}
 #: A moment that has passed would not repeat anything.
 NOT_REPEATED = ("kind", "argv", "not_before")
-VERBS = {"finetune": "finetune", "generate": "generate", "benchmark": "benchmark", "command": "run"}
+VERBS = {
+    "finetune": "finetune",
+    "generate": "generate",
+    "evaluate": "evaluate",
+    "benchmark": "benchmark",
+    "command": "run",
+}
 TELEMETRY_POINTS = 150
 #: A pause in the readings longer than so many of their steps is shown as one.
 GAP_STEPS = 3
@@ -240,7 +246,7 @@ def _flags(name: str, value: Any) -> list[str]:
 
 def summary(job: Job) -> str:
     """What kind of job it is, for the line under its name."""
-    parts = [{"finetune": "fine-tune", "generate": "generation"}.get(job.kind, job.kind)]
+    parts = [{"finetune": "fine-tune", "generate": "generation", "evaluate": "evaluation"}.get(job.kind, job.kind)]
     if model := job.spec.get("model"):
         parts.append(f"of {model}" if job.kind in ("finetune", "benchmark") else f"with {model}")
     if job.gpus > 1:

@@ -159,6 +159,8 @@ def parameters(job: Job, sweep: Sweep | None) -> Parameters:
     """As a difference: to the sweep's base for a job of a sweep, to the defaults for every job."""
     before, after = dict(flat(job.spec)), dict(flat(job.effective_spec))
     usual, base = dict(flat(defaults(job.kind))), dict(flat(sweep.base)) if sweep else {}
+    before_name = f"{stage}." if sweep and (stage := sweep.stage_of(job.id)) else ""
+    own = {axis.removeprefix(before_name) for axis in job.point if axis.startswith(before_name)}
     point: list[Parameter] = []
     given: list[Parameter] = []
     rest: list[Parameter] = []
@@ -167,8 +169,8 @@ def parameters(job: Job, sweep: Sweep | None) -> Parameters:
             continue
         was = None if same(value, before.get(name)) else parameter_text(before.get(name))
         set_by_owner = not same(value, usual.get(name))
-        of_point = name in job.point or name.partition(".")[0] in job.point
-        there = base.get(name, usual.get(name)) if of_point and sweep else None
+        of_point = name in own or name.partition(".")[0] in own
+        there = base.get(before_name + name, usual.get(name)) if of_point and sweep else None
         shown = Parameter(name, parameter_text(value), was, set_by_owner, _base_text(there, value) if of_point else "")
         (point if of_point else given if set_by_owner or was is not None else rest).append(shown)
     return Parameters(point, given, rest)

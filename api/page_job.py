@@ -5,13 +5,14 @@
 /fragments/job/{id}     everything on it that changes
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import redis
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from api import acts, benchmark_panel, job_panel, job_story, page, panels, preview_panel
+from api import acts, benchmark_panel, evaluation_panel, job_panel, job_story, page, panels, preview_panel
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.glance import glance
@@ -123,6 +124,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
     listed, more = (theirs.files, theirs.more_files) if theirs else files(folder)
     known: Search | None = search(folder, q) if q.strip() and not theirs else None
     sweep = _sweep(rig, job)
+    near = _near(rig, job, sweep)
     return {
         "job": job,
         "verdict": job_panel.verdict(job, facts, settings, now),
@@ -145,7 +147,8 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
         "tail_lines": TAIL_LINES,
         "files": listed,
         "more_files": more,
-        "comparable": _comparable(rig, job),
+        "comparable": _comparable(rig, job, sweep, near),
+        "evaluation": _evaluation(rig, job, near),
         "learns": learns(job),
         "preview": preview_panel.panel(left) if not theirs and (left := left_by(folder)) else None,
         "price_per_kwh": settings.price_per_kwh,
@@ -160,13 +163,34 @@ def _sweep(rig: Context, job: Job) -> Sweep | None:
         return None
 
 
-def _comparable(rig: Context, job: Job) -> list[job_story.Comparable]:
+def _near(rig: Context, job: Job, sweep: Sweep | None) -> list[Job]:
+    """Jobs of its kind among which something is found to hold it against: the newest, and what its sweep has once."""
+    if not job.spec.get("model"):
+        return []
+    try:
+        newest = rig.store.page(Wanted(kind=job.kind), limit=LOOKED_THROUGH).jobs
+        once = rig.store.get_many([str(int(sweep.id) + at) for at in range(min(sweep.once, LOOKED_THROUGH))]) if sweep else {}  # fmt: skip
+    except redis.RedisError:
+        return []
+    return [*newest, *(other for name, other in once.items() if name not in {each.id for each in newest})]
+
+
+def _evaluation(rig: Context, job: Job, near: Sequence[Job]) -> evaluation_panel.Evaluation | None:
+    """An evaluation's result against the model before."""
+    if job.kind != "evaluate" or job.outcome is None:
+        return None
+    baseline = evaluation_panel.baseline_of(job, near)
+    folder = run_dir(rig.settings.runs, job.id)
+    base_rows = evaluation_panel.rows_of(run_dir(rig.settings.runs, baseline.id)) if baseline else []
+    rows = evaluation_panel.rows_of(folder) if base_rows else []
+    return evaluation_panel.panel(job, baseline, rows, base_rows, evaluation_panel.worst_of(folder))
+
+
+def _comparable(rig: Context, job: Job, sweep: Sweep | None, near: Sequence[Job]) -> list[job_story.Comparable]:
     """Runs that tell something about this one. Looks at a bounded number of records."""
     try:
-        sweep = _sweep(rig, job)
         table = rig.tables.of(sweep) if sweep else None
         parents = rig.store.get_many([parent for parent, _ in job.parents])
-        near = rig.store.page(Wanted(kind=job.kind), limit=LOOKED_THROUGH).jobs if job.spec.get("model") else ()
     except redis.RedisError:
         return []
     return job_story.comparable(job, table, [parents[i] for i, _ in job.parents if i in parents], near)

@@ -39,7 +39,8 @@ def verdict(table: Table) -> str:
         what = f"tells {table.goal.metric}" if table.rows else "is left"
         return f"No job that succeeded {what} yet." if table.rows else "None of its jobs is left."
     point = ", ".join(f"{name} {value}" for name, value in point_words(best.job.point))
-    return f"Best: job {best.job.id}, {words(table.goal.metric)} {number(best.value)} with {point}."
+    how = f"with {point}" if point else "which is there once for all points"
+    return f"Best: job {best.job.id}, {words(table.goal.metric)} {number(best.value)} {how}."
 
 
 def progress(table: Table) -> str:
@@ -50,13 +51,16 @@ def progress(table: Table) -> str:
     parts = [f"{number(amount)} {STATE_WORDS[State(state)]}" for state, amount in counts.items() if amount]
     if early:
         parts.append(f"{number(early)} stopped early")
-    return f"{count(len(table.rows), 'job')}: {', '.join(parts)}." if parts else ""
+    noun = "point" if table.sweep.stages else "job"
+    return f"{count(len(table.rows), noun)}: {', '.join(parts)}." if parts else ""
 
 
 def how(table: Table) -> str:
     """How it was made, and what it does by itself."""
     sweep = table.sweep
     parts = [f"{sweep.method} over {', '.join(sweep.axes)}"]
+    if len(sweep.stages) > 1:
+        parts.append(f"each point is {' and '.join(sweep.stages)}")
     if sweep.max_concurrent:
         parts.append(f"at most {number(sweep.max_concurrent)} at once")
     if sweep.halving:
@@ -84,7 +88,7 @@ def lines(table: Table) -> list[Line]:
 
 def acts(table: Table) -> list[Act]:
     """The buttons."""
-    left = sum(not row.job.state.final for row in table.rows)
+    left = sum(not job.state.final for row in table.rows for job in row.jobs)
     question = f"{count(left, 'job')} that wait or run will stop; their run folders stay."
     title = f"Cancel what is left of sweep {table.sweep.id}"
     path = f"/do/sweeps/{table.sweep.id}/cancel"

@@ -58,9 +58,11 @@ class SweepList(BaseModel):
 
 
 class SweepRow(BaseModel):
-    """One job of a sweep: what made it different, and what came out."""
+    """One job of a sweep, or one point's jobs: what made it different, and what came out."""
 
     job: str
+    #: Of a sweep over a pipeline: all jobs of the point, by their ids in the pipeline.
+    stages: dict[str, str]
     name: str
     state: State
     stopped_early: bool
@@ -76,6 +78,7 @@ class SweepRow(BaseModel):
         job = row.job
         return cls(
             job=job.id,
+            stages={stage: each.id for stage, each in row.stages.items()},
             name=job.name,
             state=job.state,
             stopped_early=row.stopped_early,

@@ -27,6 +27,7 @@ from jobs.spec import (  # fmt: skip
     JOB_REFERENCE,
     RECIPES,
     CommandSpec,
+    EvaluateSpec,
     FieldError,
     FinetuneSpec,
     InvalidSpec,
@@ -128,6 +129,8 @@ def examine(
         ]
         if isinstance(spec, FinetuneSpec) and (asks := spec.needs_bitsandbytes):
             checks.append((asks, partial(_bitsandbytes, spec)))
+        if isinstance(spec, EvaluateSpec) and spec.tasks:
+            checks.append(("tasks", _lm_eval))
         for name in ("data", "eval_data"):
             if name in paths:
                 errors += _row_errors(spec, name, paths, reports)
@@ -205,6 +208,11 @@ def _bitsandbytes(spec: FinetuneSpec) -> None:
         raise Refused(f"{what} needs the package bitsandbytes on the rig: pip install 'overnight[qlora]'")
 
 
+def _lm_eval() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise Refused("tasks need the package lm-eval on the rig: pip install 'overnight[eval]'")
+
+
 def _remote_code(spec: WithModel, settings: Settings, places: Places) -> None:
     if not spec.trust_remote_code:
         return
@@ -230,10 +238,11 @@ def _row_errors(
     spec: Spec, name: str, paths: Mapping[str, str], reports: dict[str, DataReport]
 ) -> Iterator[FieldError]:
     """What is wrong with the rows of this field, line by line; their report is kept when nothing is."""
-    if spec.kind == "finetune" and (match := JOB_REFERENCE.fullmatch(str(getattr(spec, name)))):
+    if spec.kind in ("finetune", "evaluate") and (match := JOB_REFERENCE.fullmatch(str(getattr(spec, name)))):
+        who = "a fine-tune learns from" if spec.kind == "finetune" else "an evaluation reads"
         yield FieldError(
             name,
-            f"job {match[1]} writes its answers as `text` beside each prompt, and a fine-tune learns from `completion`, "
+            f"job {match[1]} writes its answers as `text` beside each prompt, and {who} `completion`, "
             "`messages` or `text` alone: make such a file of generations.jsonl (a command can do it) and name that",
         )
         return

@@ -30,7 +30,7 @@ NO_MATTER = frozenset({
 #: Fields that decide what one step costs.
 STEP_FIELDS = (
     "method", "objective", "optim", "pure_bf16", "effective_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing", "gradient_checkpointing",
-    "batch_size", "max_new_tokens", "dtype", "batch_sizes", "prompt_lengths", "new_tokens", "dtypes", "quantizations", "repeats",
+    "batch_size", "max_new_tokens", "dtype", "tasks", "num_fewshot", "batch_sizes", "prompt_lengths", "new_tokens", "dtypes", "quantizations", "repeats",
 )  # fmt: skip
 
 #: Kinds that go on until the GPU is full: their peak tells its size, not their need.

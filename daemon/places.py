@@ -47,9 +47,10 @@ class Places:
             "chat_template": self.data,
             "workdir": self.workdir,
             "cwd": self.cwd,
+            "task_path": self.cwd,
         }
         if spec.get("workdir"):
-            del lookups["cwd"]  # it is inside of that
+            del lookups["cwd"], lookups["task_path"]  # they are inside of that
         found: dict[str, str] = {}
         errors: list[FieldError] = []
         for name, look_up in lookups.items():

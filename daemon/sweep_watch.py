@@ -61,7 +61,9 @@ class SweepWatch:
         for sweep_id in {job.sweep for job in running}:
             sweep = self._sweep(sweep_id)
             if sweep is not None and sweep.halving is not None:
-                found += self._judge(sweep, [job for job in running if job.sweep == sweep_id], facts.now)
+                # of a pipeline the first stage learns; the later ones only look at what came out
+                mine = [job for job in running if job.sweep == sweep_id and sweep.stage_of(job.id) in sweep.stages[:1] + ("",)]  # fmt: skip
+                found += self._judge(sweep, mine, facts.now)
         return found
 
     def _judge(self, sweep: Sweep, jobs: list[Job], now: float) -> Iterator[Cancel]:

@@ -10,7 +10,7 @@ Direction = Literal["lower", "higher"]
 
 #: The last known word of a name decides: `eval_loss` is a loss, `loss_reduction` is not known.
 LOWER = frozenset({"loss", "perplexity", "ppl", "error", "errors", "wer", "cer", "mae", "mse", "rmse", "nll", "bpb", "ece", "brier", "latency", "duration", "ttft", "toxicity", "regret"})  # fmt: skip
-HIGHER = frozenset({"accuracy", "acc", "score", "f1", "bleu", "rouge", "chrf", "auc", "precision", "recall", "reward", "rewards", "match", "exact", "win", "throughput", "mfu", "pass", "passed", "correct", "agreement", "similarity", "speedup"})  # fmt: skip
+HIGHER = frozenset({"accuracy", "acc", "score", "f1", "bleu", "rouge", "chrf", "auc", "precision", "recall", "reward", "rewards", "match", "exact", "win", "throughput", "mfu", "pass", "passed", "correct", "includes", "agreement", "similarity", "speedup"})  # fmt: skip
 #: Rates, whatever is counted.
 PER_TIME = re.compile(r"(^|_)per_s(econd)?$")
 #: What it costs.

@@ -40,7 +40,7 @@ VARIABLES = (
     "NCCL_P2P_DISABLE",
 )
 #: Fields whose content decides what a job computes.
-CONTENT = ("model", "adapter", "data", "eval_data", "chat_template", "workdir")
+CONTENT = ("model", "adapter", "data", "eval_data", "chat_template", "workdir", "task_path")
 INPUT_NAME = re.compile(r"sha256:([0-9a-f]{64})")
 GIT_TIMEOUT_S = 5.0
 MAX_DIFF_BYTES = 2**20

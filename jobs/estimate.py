@@ -29,6 +29,8 @@ CACHE_GAPS = 0.10
 CPU_OVERHEAD_BYTES = round(0.6 * 2**30)
 #: The tile of logits that TRL's fused loss computes at once (trl.kernels.chunked_logprob); without a GPU it makes copies of it.
 TILE_TOKENS, TILE_VOCABULARY, TILE_COPIES_ON_CPU = 4096, 32768, 8
+#: Logits that an evaluation holds at once (jobs.scoring): 256 MiB in float32.
+SCORING_TILE = 1 << 26
 #: English has four bytes or more to a token, code and other scripts about three: fewer for memory, the usual for counting.
 FEWEST_BYTES_PER_TOKEN, USUAL_BYTES_PER_TOKEN = 3, 4
 #: What a chat template adds to a row: roles, turns, and often a system prompt of its own.
@@ -128,6 +130,8 @@ def estimate(spec: Json, facts: Facts, *, on_gpu: bool = True) -> Estimate:
             return _finetune(spec, facts, on_gpu)
         case "generate":
             return _generate(spec, facts, on_gpu)
+        case "evaluate":
+            return _evaluate(spec, facts, on_gpu)
         case "benchmark":
             return _benchmark(spec, facts, on_gpu)
         case _:
@@ -409,6 +413,27 @@ def inference_bytes(
     batch = _Batch(size, prompt, packed=False)
     bits = QUANTISED_BYTES[quantization]
     return sum(_inference_parts(model, batch, prompt + new_tokens, WIDTH[dtype], on_gpu, linear_bytes=bits).values())
+
+
+# -- evaluating ---------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
+    """Of rows. How long the questions of lm-eval's tasks are, nobody knows before."""
+    data, model = facts.data, facts.model
+    if data is None:
+        return Estimate()
+    rows = min(data.rows, spec["limit"] or data.rows)
+    tokens = data.text_bytes // USUAL_BYTES_PER_TOKEN * rows // max(1, data.rows) + rows * spec["max_new_tokens"]
+    if model is None or spec["tasks"]:
+        return Estimate(rows=rows, tokens=tokens)
+    width = _width(spec, on_gpu)
+    batch = _Batch(_at_most(spec["batch_size"], data), _length({**spec, "packing": False}, data), packed=False)
+    parts = _inference_parts(model, batch, batch.length + spec["max_new_tokens"], width, on_gpu)
+    tile = min(SCORING_TILE, batch.tokens * model.vocabulary)
+    # of the tile: as the head gives it, in float32, and the sum of its exponentials on the way
+    parts["logits"] = max(parts["logits"], tile * (width + 4 + 4) + batch.tokens * model.hidden * width)
+    return Estimate(rows=rows, tokens=tokens, vram_bytes=sum(parts.values()), parts=parts)
 
 
 def _forward(model: ModelFacts, batch: _Batch, width: int) -> float:

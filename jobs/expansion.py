@@ -42,16 +42,15 @@ def expand(base: object, sweep: object, *, read_csv: Callable[[str], str]) -> Ex
     """
     if not isinstance(base, Mapping):
         raise wrong("base", "is a job document")
-    way, told, options = _parts(sweep)
+    way, told, options = parts_of(sweep)
     points = points_of(way, told, read_csv)
     axes = tuple(dict.fromkeys(itertools.chain.from_iterable(points)))
-    if errors := [error for axis in axes if (error := _unknown(axis, base))]:
+    if errors := [error for axis in axes if (error := unknown(axis, base, f"sweep.{axis}"))]:
         raise InvalidSpec(errors)
-    title = _title(base)
-    documents = list(_small_enough(_document(base, point, title) for point in points))
-    method = told.get("sampler", "random") if way == "space" else {"points": "list"}.get(way, way)
+    title = title_of(base)
+    documents = list(small_enough(_document(base, point, title) for point in points))
     facts = SweepFacts(
-        name=title, method=method, axes=axes, base=dict(base),
+        name=title, method=method_of(way, told), axes=axes, base=dict(base),
         max_concurrent=options.max_concurrent, goal=options.goal, halving=options.halving,
     )  # fmt: skip
     return Expansion(facts, points, documents)
@@ -61,20 +60,29 @@ def check(base: object, sweep: object) -> None:
     """Everything about a sweep that can be told without its CSV file and without drawing. Raises InvalidSpec."""
     if not isinstance(base, Mapping):
         raise wrong("base", "is a job document")
-    way, told, _ = _parts(sweep)
-    names: Sequence[str] = ()
-    if way == "grid":
-        names = list(grid_axes(told["grid"]))
-    elif way == "space":
-        names = list(space_axes(told["space"]))
-        draw_of(told)
-    elif way == "points":
-        names = list(dict.fromkeys(itertools.chain.from_iterable(listed_points(told["points"]))))
-    if errors := [error for axis in names if (error := _unknown(axis, base))]:
+    if errors := [error for axis in told_axes(sweep) if (error := unknown(axis, base, f"sweep.{axis}"))]:
         raise InvalidSpec(errors)
 
 
-def _small_enough(documents: Iterable[Document]) -> Iterator[Document]:
+def told_axes(sweep: object) -> Sequence[str]:
+    """The fields that a sweep changes, those of its CSV file aside. Raises InvalidSpec."""
+    way, told, _ = parts_of(sweep)
+    if way == "grid":
+        return list(grid_axes(told["grid"]))
+    if way == "space":
+        draw_of(told)
+        return list(space_axes(told["space"]))
+    if way == "points":
+        return list(dict.fromkeys(itertools.chain.from_iterable(listed_points(told["points"]))))
+    return ()
+
+
+def method_of(way: str, told: Mapping[str, Any]) -> str:
+    """How the points were made, in one word."""
+    return str(told.get("sampler", "random")) if way == "space" else {"points": "list"}.get(way, way)
+
+
+def small_enough(documents: Iterable[Document]) -> Iterator[Document]:
     """Raises InvalidSpec when they are too much together: a large base is one request, and ten thousand records."""
     total_bytes = 0
     for document in documents:
@@ -86,7 +94,7 @@ def _small_enough(documents: Iterable[Document]) -> Iterator[Document]:
         yield document
 
 
-def _parts(sweep: object) -> tuple[str, Mapping[str, Any], Options]:
+def parts_of(sweep: object) -> tuple[str, Mapping[str, Any], Options]:
     """How the points are made, the words about that, and the options."""
     if not isinstance(sweep, Mapping) or not sweep:
         raise wrong("sweep", 'names fields with their values, as in {"learning_rate": [1e-4, 3e-4]}')
@@ -105,8 +113,8 @@ def _parts(sweep: object) -> tuple[str, Mapping[str, Any], Options]:
     return way, told, options
 
 
-def _unknown(axis: str, base: Mapping[str, Any]) -> FieldError | None:
-    """What is wrong with the name of an axis, told with the nearest field."""
+def unknown(axis: str, base: Mapping[str, Any], where: str) -> FieldError | None:
+    """What is wrong with the name of an axis, told with the nearest field. `where`: what the sweep calls it."""
     model = KINDS.get(str(base.get("kind")))
     if model is None or axis == "kind":
         return None  # told once, when the documents are read
@@ -118,21 +126,32 @@ def _unknown(axis: str, base: Mapping[str, Any]) -> FieldError | None:
     first, _, rest = axis.partition(".")
     known = [*model.model_fields, *(f"{name}.{part}" for name, parts in inner.items() for part in parts)]
     if first not in model.model_fields or (rest and first in inner and rest not in inner[first]):
-        return FieldError(f"sweep.{axis}", f"is not a field of a {base['kind']} document{nearest(axis, known)}")
+        return FieldError(where, f"is not a field of a {base['kind']} document{nearest(axis, known)}")
     return None
 
 
 def _document(base: Mapping[str, Any], point: Mapping[str, Any], title: str) -> Document:
     """The base with the point's values, named by what makes it different."""
+    document = with_values(base, point)
+    if "name" not in point:
+        document["name"] = name_of(title, point)
+    return document
+
+
+def with_values(base: Mapping[str, Any], point: Mapping[str, Any], before: str = "") -> Document:
+    """The base with the point's values. `before`: what stands before a field where the sweep names it. Raises InvalidSpec."""
     document = dict(base)
     for name, value in point.items():
         path = name.split(".")
         is_text = path[0] in TEXTS and isinstance(value, (int, float))
-        _set(document, path, json.dumps(value) if is_text else value, f"sweep.{name}")
-    if "name" not in point:
-        parts = " ".join(f"{name}={_short(value)}" for name, value in point.items())
-        document["name"] = f"{title[: max(0, NAME_LENGTH - 1 - len(parts))]} {parts}"[:NAME_LENGTH]
+        _set(document, path, json.dumps(value) if is_text else value, f"sweep.{before}{name}")
     return document
+
+
+def name_of(title: str, point: Mapping[str, Any]) -> str:
+    """A job's name by what makes it different."""
+    parts = " ".join(f"{name}={_short(value)}" for name, value in point.items())
+    return f"{title[: max(0, NAME_LENGTH - 1 - len(parts))]} {parts}"[:NAME_LENGTH]
 
 
 def _set(document: Any, path: Sequence[str], value: Any, field: str) -> None:
@@ -158,7 +177,7 @@ def _key(holder: Any, name: str, field: str) -> str | int:
     return int(name)
 
 
-def _title(base: Mapping[str, Any]) -> str:
+def title_of(base: Mapping[str, Any]) -> str:
     argv = base.get("argv")
     what = argv[0] if isinstance(argv, list) and argv else base.get("model", "")
     return str(base.get("name") or f"{base.get('kind', '')} {what}".strip())[:NAME_LENGTH]

@@ -29,7 +29,7 @@ def what_fits(spec: Json, facts: Facts, room_bytes: int) -> list[Change]:
     """Changes that make the job need no more than `room_bytes`. Empty when nothing helps, or nobody knows its need."""
     if spec["kind"] == "finetune":
         return list(_same_training(spec, facts, room_bytes)) or list(_other_training(spec, facts, room_bytes))
-    if spec["kind"] == "generate":
+    if spec["kind"] in ("generate", "evaluate"):
         return list(_generations(spec, facts, room_bytes))
     return []
 

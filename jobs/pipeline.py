@@ -63,6 +63,21 @@ def numbered(spec: Spec, first: int) -> Spec:
     return spec.model_copy(update=changes)
 
 
+def waits_for(document: Document) -> set[int]:
+    """The places in their batch of the jobs that a linked document waits for."""
+    found = (place_of(text) for _, text, _ in _references(dict(document)) if _is_number(text))
+    return {place for place in found if place is not None}
+
+
+def moved(document: Document, places: Mapping[int, int]) -> dict[str, Any]:
+    """A linked document for a batch in which the jobs stand elsewhere: from place to place."""
+    own = dict(document)
+    for _, text, put in _references(own):
+        if _is_number(text) and (place := place_of(text)) is not None:
+            put(str(PROVISIONAL + places[place]))
+    return own
+
+
 def alone(document: Document) -> Document:
     """The document without waiting for others of its batch: for a rig that is asked about it and does not know them."""
     after = document.get("after")

@@ -102,6 +102,16 @@ class RunDir:
         return self.output / "generations.jsonl"
 
     @property
+    def rows(self) -> Path:
+        """Where an evaluation leaves what it measured, row by row."""
+        return self.output / "rows.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """Where an evaluation leaves its metrics, its worst rows and the tasks' report."""
+        return self.output / "results.json"
+
+    @property
     def cells(self) -> Path:
         """Where a benchmark leaves the row of each cell."""
         return self.output / "cells.jsonl"

@@ -104,7 +104,11 @@ class SweepFacts(Words):
     name: str
     method: str
     axes: tuple[str, ...]
+    #: The document; of a pipeline each stage's, by its name.
     base: Mapping[str, Any]
+    #: Of a pipeline: the jobs that each point has, one after the other, and how many jobs come before, once for all points.
+    stages: tuple[str, ...] = ()
+    once: int = 0
     max_concurrent: int | None = None
     goal: Goal | None = None
     halving: Halving | None = None
@@ -116,6 +120,16 @@ class Sweep(SweepFacts):
     id: str
     last: str
     created_at: float
+
+    def stage_of(self, job_id: str) -> str:
+        """Which of a point's jobs this one is; "" where a point has one job, and for what is there once."""
+        at = int(job_id) - int(self.id) - self.once
+        return self.stages[at % len(self.stages)] if self.stages and at >= 0 else ""
+
+    def number_of(self, job_id: str) -> int:
+        """Which row of the table a job belongs to: those of one point have the same one."""
+        at = int(job_id) - int(self.id)
+        return at if at < self.once or not self.stages else self.once + (at - self.once) // len(self.stages)
 
     def is_base(self, point: Mapping[str, Any]) -> bool:
         """Whether a job's point says what the base says: the others are measured by that one."""

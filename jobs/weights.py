@@ -123,6 +123,19 @@ def load_tokenizer(order: Order) -> Any:
     return tokenizer
 
 
+def load_config(order: Order) -> Any:
+    """The model's configuration, without its weights."""
+    from transformers import AutoConfig
+
+    source = sources(order)
+    try:
+        return AutoConfig.from_pretrained(source.model, revision=source.revision, trust_remote_code=_remote_code(order))
+    except Exception as error:  # as above
+        if (unusable := _unusable(error, f"The model {order.spec['model']}", local=source.is_local)) is None:
+            raise
+        raise unusable from error
+
+
 def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", quantization: Any = None) -> Any:
     """The model on its device, with its adapter. To generate, the adapter is merged into the weights.
 

@@ -53,7 +53,7 @@ def start(
     `starves_above`: more rows at once than this are out of a GPU's memory.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jobs.finetune", "jobs.generate"])
+    context.set_forkserver_preload(["jobs.finetune", "jobs.generate", "jobs.evaluate"])
     process = context.Process(target=_attempt, args=(str(folder.path), free_bytes, dies_at, starves_above), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():

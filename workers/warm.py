@@ -31,6 +31,7 @@ MODULES = {
     "trl": ("SFTTrainer", "SFTConfig"),
     "jobs.finetune": (),
     "jobs.generate": (),
+    "jobs.evaluate": (),
     "jobs.benchmark": (),
 }
 SELF_TEST_S = 60.0

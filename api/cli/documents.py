@@ -18,6 +18,7 @@ from jobs import data, expansion
 from jobs.aliases import translate
 from jobs.pipeline import linked
 from jobs.spec import FILE_FIELDS, INPUT_REFERENCE, FieldError, InvalidSpec, parse
+from jobs.stages import check_stages, expand_stages
 
 Json = dict[str, Any]
 
@@ -25,7 +26,7 @@ KINDS_OF_FILE = ".toml, .yaml or .json"
 
 
 def read(path: Path) -> Json:
-    """A job document, `{"jobs": [...]}`, or `{"base": {...}, "sweep": {...}}` from a file. Raises DocumentError."""
+    """A job document, `{"jobs": [...]}`, `{"base": {...}, "sweep": {...}}`, or jobs with a sweep, from a file. Raises DocumentError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -80,6 +81,8 @@ def check(body: Json) -> None:
     """Every error that can be known here. Raises DocumentError; the rest is the rig's to say."""
     if not is_batch(body):
         _check(body, "")
+    elif "jobs" in body and "sweep" in body:
+        _check_stages(body)
     elif "jobs" in body:
         for number, document in enumerate(_linked(members(body))):
             _check(document, f"jobs.{number}." if len(body["jobs"]) > 1 else "")
@@ -88,6 +91,33 @@ def check(body: Json) -> None:
             expansion.check(body.get("base"), body.get("sweep"))
         except InvalidSpec as error:
             raise _refused(error, "") from None
+
+
+def count(body: Json, folders: Sequence[Path]) -> int | None:
+    """How many jobs a checked body makes; None where only the rig can tell (a sampler that is not installed here)."""
+    if not is_batch(body):
+        return 1
+    if "sweep" not in body:
+        return len(members(body))
+
+    def read_csv(name: str) -> str:
+        return next(path for folder in folders if (path := folder / name).is_file()).read_text(encoding="utf-8")
+
+    try:
+        if "jobs" in body:
+            return len(expand_stages(body["jobs"], body["sweep"], read_csv=read_csv).documents)
+        return len(expansion.expand(body["base"], body["sweep"], read_csv=read_csv).documents)
+    except (InvalidSpec, StopIteration, OSError, UnicodeDecodeError):
+        return None
+
+
+def _check_stages(body: Json) -> None:
+    try:
+        documents = check_stages(members(body), body["sweep"])
+    except InvalidSpec as error:
+        raise _refused(error, "") from None
+    for place, document in documents.items():
+        _check(document, f"jobs.{place}.")
 
 
 def _linked(documents: Sequence[Json]) -> Sequence[Mapping[str, Any]]:
@@ -186,13 +216,15 @@ def _mentions(body: Json) -> Iterator[tuple[Any, Any, str]]:
         if isinstance(sweep.get("csv"), str):
             yield sweep, "csv", "sweep.csv"
         axes = [sweep, *(part for part in (sweep.get("grid"), sweep.get("space")) if isinstance(part, dict))]
-        for field, values in ((field, part.get(field)) for part in axes for field in FILE_FIELDS):
+        stages = [f"{job.get('id')}." for job in members(body)] if "jobs" in body else [""]
+        fields = [f"{stage}{field}" for stage in stages for field in FILE_FIELDS]
+        for field, values in ((field, part.get(field)) for part in axes for field in fields):
             if isinstance(values, list):
                 yield from ((values, at, field) for at in range(len(values)))
         points = sweep.get("points")
         for point in points if isinstance(points, list) else ():
             if isinstance(point, dict):
-                yield from ((point, field, field) for field in FILE_FIELDS if field in point)
+                yield from ((point, field, field) for field in fields if field in point)
 
 
 def _check(document: Mapping[str, Any], where: str) -> None:

@@ -108,6 +108,7 @@ def _dry_run(
     session: Session, body: Json, folders: Sequence[Path], how: How, reports: Mapping[str, DataReport]
 ) -> None:
     local = {} if documents.is_batch(body) else {key: path for _, key, path in documents.local_files(body, folders)}
+    amount = documents.count(body, folders)
     files = documents.name_files(body, folders)
     try:
         trials, _ = _post(session, body, how)
@@ -126,7 +127,8 @@ def _dry_run(
         uploads = [str(path) for path in files]
         output.emit({"valid": True, "jobs": trials, "uploads": uploads, "estimate": needs, "preview": view})
         return
-    session.say(f"Valid: {len(trials)} job{'s' if len(trials) > 1 else ''} would be queued. Nothing was stored.")
+    told = "its jobs" if amount is None else f"{amount} job{'' if amount == 1 else 's'}"
+    session.say(f"Valid: {told} would be queued. Nothing was stored.")
     for path in files:
         session.say(f"  {path} ({output.size(path.stat().st_size)}) would be uploaded")
     if before := trials[0].get("ran_before"):

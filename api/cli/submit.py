@@ -24,7 +24,7 @@ class SubmitGroup(Commands):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Both ways."""
-        formatter.write_usage(ctx.command_path, "finetune|generate|benchmark|run [FLAGS]")
+        formatter.write_usage(ctx.command_path, "finetune|generate|evaluate|benchmark|run [FLAGS]")
         formatter.write_usage(ctx.command_path, "FILE.toml|.yaml|.json [FLAGS]")
         formatter.write_usage(ctx.command_path, "POINTS.csv --base FILE [FLAGS]")
 
@@ -52,7 +52,7 @@ class SpecCommand(click.Command):
 @click.group(cls=SubmitGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="overnight")
 def submit() -> None:
-    """Give a rig work: a fine-tune, a generation, a command, or whatever a FILE describes.
+    """Give a rig work: a fine-tune, a generation, an evaluation, a command, or whatever a FILE describes.
 
     FILE is a job document, a list of them ([[jobs]]) that may name each other, or a base with a sweep; POINTS.csv has
     one job of a sweep on each line. Local data files go along.
@@ -104,6 +104,16 @@ def generate(session: Session, **values: Any) -> None:
     Example: submit generate --model NAME --adapter job:141 --data prompts.jsonl
     """
     _submit(session, "generate", values)
+
+
+@_command("evaluate", "evaluate")
+@how_to_submit
+def evaluate(session: Session, **values: Any) -> None:
+    """Measure a model: perplexity and accuracy on rows, tasks of lm-eval.
+
+    Example: submit evaluate --model NAME --adapter job:141 --data held-out.jsonl
+    """
+    _submit(session, "evaluate", values)
 
 
 @_command("benchmark", "benchmark")

@@ -69,7 +69,7 @@ def _show(session: Session, found: Mapping[str, Any], limit: int) -> None:
     early = counts.pop("stopped_early")
     counts["cancelled"] -= early
     parts = [f"{amount} {state}" for state, amount in {**counts, "stopped early": early}.items() if amount]
-    output.say(f"Sweep {found['id']}, {_jobs(len(found['rows']))}: {', '.join(parts)}.", err=False)
+    output.say(f"Sweep {found['id']}, {_rows(found)}: {', '.join(parts)}.", err=False)
     if best := found["best"]:
         [row] = [row for row in found["rows"] if row["job"] == best["job"]]
         point = ", ".join(f"{name} = {_text(value)}" for name, value in row["point"].items())
@@ -91,6 +91,12 @@ def _number(value: float | None) -> str:
 
 def _text(value: Any) -> str:
     return output.clean_line(value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else value)
+
+
+def _rows(found: Mapping[str, Any]) -> str:
+    """What the rows are: jobs, or points of several."""
+    count = len(found["rows"])
+    return f"{count} point{'' if count == 1 else 's'}" if any(row["stages"] for row in found["rows"]) else _jobs(count)
 
 
 def _jobs(count: int) -> str:

@@ -7,6 +7,7 @@ from daemon.night.model import Baseline, Best
 from daemon.night.records import Records
 from daemon.wording import telling_metric
 from jobs.direction import direction
+from jobs.evaluation import basis
 from jobs.metrics import is_finite
 from jobs.model import Job, State
 
@@ -41,7 +42,8 @@ def best(records: Records) -> Best | None:
 
 def _weight(leader: tuple[int, Best]) -> tuple[bool, float, int]:
     size, told = leader
-    gain = abs(told.change) if told.change is not None and told.better else 0.0
+    # from nothing to something has no share that could be told; it counts like twice as much
+    gain = (abs(told.change) if told.change is not None else 1.0) if told.better else 0.0
     return told.metric != "tokens_per_s", gain, size
 
 
@@ -65,7 +67,7 @@ def _comparable(results: Iterable[_Result]) -> Iterator[list[_Result]]:
 def _key(job: Job, metric: str) -> tuple[object, ...]:
     spec = job.spec
     data = [str(spec.get(name)) for name in ("eval_data", "data", "prompts", "suite", "tasks")]
-    return job.kind, metric, *data
+    return job.kind, metric, *data, basis(job.outcome.metrics, metric) if job.outcome else None
 
 
 def _told(result: _Result, baseline: Baseline | None) -> Best:
@@ -89,7 +91,7 @@ def _told(result: _Result, baseline: Baseline | None) -> Best:
 
 
 def _baseline(result: _Result, results: Iterable[_Result], records: Records) -> Baseline | None:
-    """The first that there is: tagged, its own word, the sweep's base, the model without the adapter."""
+    """The first that there is: tagged, its own word, the model without the adapter, the sweep's base."""
     job, metric = result.job, result.metric
     known = {other.id: other for other in (*records.baselines, *records.jobs) if other.state is State.SUCCEEDED}
     tagged = [
@@ -101,11 +103,12 @@ def _baseline(result: _Result, results: Iterable[_Result], records: Records) -> 
         return _as_baseline(tagged[0], metric, "tagged baseline")
     if (before := _before(job, metric)) is not None:
         return Baseline(job=job.id, name=job.name, value=before, why="before training")
-    if job.sweep and (base := _base_of_sweep(job, known, records)) and _value(base, metric) is not None:
-        return _as_baseline(base, metric, "the sweep's base" if _is_base(base, records) else "the sweep's first")
     bare = [other for other in known.values() if _is_bare(other, job) and _same(other, job, metric)]
     if job.spec.get("adapter") and bare:
         return _as_baseline(max(bare, key=lambda one: one.finished_at or 0.0), metric, "the model without the adapter")
+    alike = {name: other for name, other in known.items() if _same(other, job, metric)}
+    if job.sweep and (base := _base_of_sweep(job, alike, records)):
+        return _as_baseline(base, metric, "the sweep's base" if _is_base(base, records) else "the sweep's first")
     return None
 
 

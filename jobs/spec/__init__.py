@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from jobs.spec.benchmark import BenchmarkSpec
 from jobs.spec.command import CommandSpec
 from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line, WithModel
+from jobs.spec.evaluate import EvaluateSpec
 from jobs.spec.finetune import FinetuneSpec, LoraSpec
 from jobs.spec.generate import GenerateSpec
 
@@ -28,6 +29,7 @@ __all__ = [
     "RECIPES",
     "BenchmarkSpec",
     "CommandSpec",
+    "EvaluateSpec",
     "FieldError",
     "FinetuneSpec",
     "GenerateSpec",
@@ -42,15 +44,16 @@ __all__ = [
     "parse",
 ]
 
-Spec = FinetuneSpec | GenerateSpec | BenchmarkSpec | CommandSpec
+Spec = FinetuneSpec | GenerateSpec | EvaluateSpec | BenchmarkSpec | CommandSpec
 KINDS: Mapping[str, type[Spec]] = {
     "finetune": FinetuneSpec,
     "generate": GenerateSpec,
+    "evaluate": EvaluateSpec,
     "benchmark": BenchmarkSpec,
     "command": CommandSpec,
 }
 #: Kinds whose process needs torch: they start from the preloaded worker.
-RECIPES = frozenset({"finetune", "generate", "benchmark"})
+RECIPES = frozenset({"finetune", "generate", "evaluate", "benchmark"})
 
 
 @dataclass(frozen=True)

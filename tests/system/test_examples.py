@@ -15,6 +15,7 @@ from jobs.metrics import last_values
 from jobs.pipeline import linked, numbered
 from jobs.rundir import RunDir, read_json_lines
 from jobs.spec import parse
+from jobs.stages import expand_stages
 
 EXAMPLES = Path(__file__).parents[2] / "deploy/examples"
 
@@ -23,7 +24,7 @@ def document(name: str) -> dict[str, Any]:
     return tomllib.loads((EXAMPLES / f"{name}.toml").read_text())
 
 
-@pytest.mark.parametrize("kind", ["finetune", "generate", "command"])
+@pytest.mark.parametrize("kind", ["finetune", "generate", "evaluate", "command"])
 def test_every_document_is_valid(kind: str) -> None:
     spec = parse(document(kind))
     assert (spec.kind, spec.window) == (kind, "any")
@@ -39,6 +40,16 @@ def test_every_job_of_the_sweeps_is_valid(name: str, count: int) -> None:
     body = document(name)
     found = expand(body["base"], body["sweep"], read_csv=str)
     assert len([parse(one) for one in found.documents]) == count
+
+
+def test_the_study_is_valid_and_its_rows_are_not_those_that_are_learnt() -> None:
+    body = document("study")
+    found = expand_stages(body["jobs"], body["sweep"], read_csv=str)
+    specs = [numbered(parse(one), 1) for one in found.documents]
+    assert [spec.kind for spec in specs] == ["evaluate", *["finetune", "evaluate"] * 6]
+    learnt, held = ((EXAMPLES / name).read_text().splitlines() for name in ("causes.jsonl", "causes-held-out.jsonl"))
+    assert (len(learnt), len(held)) == (96, 32)
+    assert not set(learnt) & set(held)
 
 
 def test_the_program_of_the_sweep_tells_its_numbers(tmp_path: Path) -> None:

@@ -41,6 +41,22 @@ def test_a_metric_of_unknown_direction_is_not_judged() -> None:
     assert "no number in common" in verdict(made)
 
 
+def test_evaluations_of_other_rows_stand_there_and_nothing_is_claimed() -> None:
+    def evaluated(number: str, loss: float, tokens: str) -> Run:
+        on = {"definition": 1, "tokens_sha256": tokens, "data_sha256": "d", "rows": 9, "asked_rows": 9, "max_new_tokens": 8}  # fmt: skip
+        return run(number, {"eval_loss": loss, "eval_loss_stderr": 0.03, "accuracy": loss / 10, "measured_on": on})
+
+    made = compare([evaluated("1", 2.0, "a"), evaluated("2", 1.5, "a"), evaluated("3", 1.0, "b")])
+    loss, accuracy = made.metrics
+    assert [(cell.text, cell.words) for cell in loss.cells] == [
+        ("2 ± 0.03", ""), ("1.5 ± 0.03", "0.5 lower, better"), ("1 ± 0.03", "not on the same rows"),
+    ]  # fmt: skip
+    assert [cell.is_best for cell in loss.cells] == [False, True, False]
+    assert [cell.words for cell in accuracy.cells] == ["", "0.05 lower, worse", "0.1 lower, worse"]
+    [fine_tuned] = compare([evaluated("1", 2.0, "a"), run("2", {"eval_loss": 1.0})]).shared
+    assert fine_tuned.cells[1].words == "not on the same rows"
+
+
 def test_equal_values_are_the_same_and_none_is_best() -> None:
     made = compare([run("1", {"eval_loss": 1.0}), run("2", {"eval_loss": 1.0})])
     assert made.metrics[0].cells[1].words == "the same" and not made.metrics[0].cells[1].is_best

@@ -234,3 +234,19 @@ def test_a_night_is_read_back_as_it_was_written() -> None:
     found = night(told(whole(1, metrics={"eval_loss": 1.5}), whole(2, "GPU-b", cause=Cause.LOST), job(3)))
     assert Night.from_json(found.to_json()) == found
     assert found.to_json()["since"] == "2026-11-21T22:26:40Z"
+
+
+def test_the_best_evaluation_of_a_pipelines_sweep_is_held_against_the_model_without_the_adapter() -> None:
+    on = {"measured_on": {"definition": 1, "data_sha256": "d", "rows": 32, "asked_rows": 32, "max_new_tokens": 8}}
+    fields = {"kind": "evaluate", "sweep": "1"}
+    asked = {"model": "m", "data": "held"}
+    made = [
+        job(1, 0, 1, spec=asked, metrics={"accuracy": 0.0, **on}, **fields),
+        job(2, 0, 2, sweep="1", kind="finetune", spec={"model": "m"}, point={"train.r": 8}, metrics={"train_loss": 0.1}),
+        job(3, 2, 3, spec={**asked, "adapter": "job:2"}, point={"train.r": 8}, metrics={"accuracy": 0.75, **on}, **fields),
+    ]  # fmt: skip
+    sweep = Sweep(id="1", last="3", created_at=SINCE, name="s", method="grid", axes=("train.r",), base={"train": {"r": 8}}, stages=("train", "test"), once=1, goal=Goal(maximize="accuracy"))  # fmt: skip
+    best = night(told(*made, sweeps={"1": sweep})).best
+    assert best is not None and best.baseline is not None
+    assert (best.job, best.value, best.baseline.job, best.better) == ("3", 0.75, "1", True)
+    assert best.baseline.why == "the model without the adapter"
