@@ -13,7 +13,7 @@ from daemon.wording import duration, energy, number
 from jobs.model import Condition, Job, State
 
 #: What a card does in a second of training, where nothing like the job has run yet: a 3090 at half of its dense bfloat16
-#: peak of 71e12, and two cores in float32. Guesses; they decide who is checked, nothing else.
+#: peak of 71e12 (a guess), and a core or two in float32 (one core: 4e10, measured). They decide who is checked, nothing else.
 GPU_FLOPS_PER_S, CPU_FLOPS_PER_S = 35e12, 5e10
 
 
