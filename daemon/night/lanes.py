@@ -97,7 +97,7 @@ def _block(job: Job, run: Attempt, records: Records) -> Block:
         start=max(run.started_at, span.since),
         end=min(run.ended_at or span.until, span.until),
         attempt=run.number,
-        attempts=len(job.attempts),
+        attempts=sum(not run.preflight for run in job.attempts),
         cause=run.cause if over else None,
     )
 
