@@ -71,6 +71,8 @@ class EstimateView(BaseModel):
     disk_bytes: int | None
     time_s: float | None
     energy_j: float | None
+    #: Whether it would be checked first by a few real steps.
+    preflight: bool
     unknown: dict[str, str]
     gpus: list[GpuFit]
     would_fit: list[ChangeView]
@@ -154,6 +156,7 @@ def _view(spec: Spec, facts: Facts, fit: Fit, rig: Context) -> EstimateView:
         disk_bytes=made.disk_bytes,
         time_s=best.time_s if best else None,
         energy_j=best.energy_j if best else None,
+        preflight=rig.outlook(spec, fit.outlook).preflight,
         unknown=_unknown(fit, best),
         gpus=gpus,
         would_fit=[ChangeView.of(change) for change in fit.changes],

@@ -75,6 +75,8 @@ class Settings(BaseModel):
     allowed_paths: Annotated[tuple[Path, ...], BeforeValidator(_split)] = Field((), description="Folders that job documents may name.")  # fmt: skip
     allow_hub: bool = Field(True, description="Jobs may download models from the hub.")
     allow_remote_code: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="Models (name or org/name@revision) whose own code may run.")  # fmt: skip
+    preflight_over_s: float = Field(3600.0, ge=0, description="A fine-tune that is expected to take longer has a preflight, unless it says otherwise.")  # fmt: skip
+    preflight_window: Literal["any", "night"] = Field("any", description="When preflights run: at any time on a free GPU, or inside the window only.")  # fmt: skip
     min_run_s: float = Field(60.0, ge=0, description="A backlog job runs at least this long before it gives way.")
     foreign_use: Literal["hold", "yield", "ignore"] = Field("hold", description="When somebody else uses a GPU: start nothing there; also let running jobs leave it; or do not care.")  # fmt: skip
     foreign_after_s: float = Field(10.0, ge=0, description="Others count from this long on a GPU.")

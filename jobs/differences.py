@@ -16,8 +16,8 @@ from jobs.spec import KINDS
 WHOLE = frozenset({"env"})
 #: What a job is called, and when it may run: not what it does.
 NOT_ITS_WORK = frozenset(
-    {"name", "tags", "priority", "after", "not_before", "window", "rig", "max_runtime_s", "max_attempts", "vram_gib"}
-)
+    {"name", "tags", "priority", "after", "not_before", "window", "rig", "max_runtime_s", "max_attempts", "vram_gib", "preflight"}
+)  # fmt: skip
 
 Json = Mapping[str, Any]
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from jobs.batches import rows_per_step
 from jobs.data import DataReport
 from jobs.model_facts import Linear, ModelFacts
 
@@ -104,11 +105,13 @@ class Estimate:
     parts: Mapping[Part, int] = field(default_factory=dict)
     #: The most that checkpoints and results will take at once.
     disk_bytes: int | None = None
+    #: Floating-point operations of a fine-tune; only its order of magnitude is to be trusted.
+    flops: float | None = None
 
     @property
     def record(self) -> dict[str, float]:
         """What a job's record keeps of it."""
-        counts = {"rows": self.rows, "steps": self.steps, "tokens": self.tokens, "disk_bytes": self.disk_bytes}
+        counts = {"rows": self.rows, "steps": self.steps, "tokens": self.tokens, "disk_bytes": self.disk_bytes, "flops": self.flops}  # fmt: skip
         return {name: count for name, count in counts.items() if count is not None}
 
 
@@ -118,6 +121,8 @@ class Outlook:
 
     vram_bytes: int | None = None
     estimate: Mapping[str, float] = field(default_factory=dict)
+    #: Whether it is to be checked first (daemon.preflights).
+    preflight: bool = False
 
 
 UNKNOWN = Outlook()
@@ -166,7 +171,18 @@ def _finetune(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
         vram_bytes=sum(parts.values()),
         parts=parts,
         disk_bytes=_checkpoint_bytes(spec, learned, facts.model, steps),
+        flops=_flops(spec, facts.model, steps, tokens, sequences),
     )
+
+
+def _flops(spec: Json, model: ModelFacts, steps: int | None, tokens: int | None, sequences: int | None) -> float | None:
+    """Two per weight and token forward, two for the way back, two for the weights' own gradients where they learn, two more
+    where activations are computed again (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
+    if not steps or not tokens or not sequences:
+        return None
+    per_weight = 4 + 2 * _method(spec).learns_all + 2 * bool(spec["gradient_checkpointing"])
+    seen = steps * rows_per_step(spec) * tokens / sequences
+    return float(per_weight * model.parameters * seen * _answers(spec))
 
 
 def _counts(spec: Json, data: DataReport | None) -> tuple[int | None, int | None, int | None]:

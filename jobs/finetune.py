@@ -14,7 +14,7 @@ from typing import Any
 import peft  # noqa: TID253
 import torch  # noqa: TID253
 
-from jobs import batches, checkpoints, environment, model_facts, preferences, preview, sft, weights
+from jobs import batches, checkpoints, environment, model_facts, preferences, preflight, preview, sft, weights
 from jobs.best import Best
 from jobs.card import model_card
 from jobs.estimate import Facts, optimizer_steps, save_every
@@ -65,6 +65,8 @@ def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
     run.phase("loading")
     model = _load(run, device, learns=True)
     _find_micro_batch(run, device, rows, eval_rows)
+    if run.order.preflight:
+        return _preflight(run, model, tokenizer, device, rows, eval_rows, drafts)
     return _learn(run, model, tokenizer, device, rows, eval_rows, resumed, drafts)
 
 
@@ -329,6 +331,67 @@ def _take_best(run: Run, trainer: Sealed) -> None:
 def _stop_if_asked(run: Run) -> None:
     if run.stop_requested:
         raise Interrupted
+
+
+# -- before the night -----------------------------------------------------------------------------------------------------
+
+
+def _preflight(
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    device: weights.Device,
+    rows: Rows,
+    eval_rows: Rows | None,
+    drafts: Path,
+) -> dict[str, Any]:
+    """Everything that the training will do, once (jobs.preflight). Returns what was measured."""
+    spec, watch = run.order.spec, preflight.Stopwatch()
+    run.order = replace(run.order, spec=preflight.short(spec))
+    few = rows
+    if not spec["packing"]:  # all packed rows are as long as they may be
+        dataset = preflight.rows_of_steps(rows.dataset, batches.rows_per_step(spec), spec["seed"])
+        few = replace(rows, dataset=dataset)
+    held = eval_rows
+    if eval_rows is not None:
+        size = spec["per_device_eval_batch_size"]
+        held = replace(eval_rows, dataset=preflight.longest_batch(eval_rows.dataset, size))
+    trainer = _trainer(run, model, tokenizer, few, held, device, drafts)
+    trainer.args.train_sampling_strategy = "sequential"
+    recorder = trainer.recorder
+    recorder.plan = replace(recorder.plan, evaluates=False, keeps_best=False)
+    _stop_if_asked(run)
+    _check_space(run, trainer.model)
+    watch.seconds["loading"] = time.monotonic() - run.began
+    with watch.time("longest"):
+        trainer.train()
+    memory = preflight.peak(device)
+    _stop_if_asked(run)
+    checkpoint = preflight.read_back(run)
+    trainer.args.max_steps = preflight.STEPS
+    recorder.plan = replace(recorder.plan, total=preflight.STEPS, saves_last=False)
+    _train(trainer, checkpoint)
+    _stop_if_asked(run)
+    if held is not None:
+        with watch.time("evaluation"):
+            _evaluate(trainer)
+    run.phase("generating")
+    sample = preflight.sample(trainer, tokenizer, few.dataset[0])
+    run.phase("saving")
+    with watch.time("result"):
+        step = trainer.state.global_step
+        _leave_result(run, trainer.model, tokenizer, device, rows, _metrics(run, rows, None, step, recorder))
+    longest_s, usual_s = recorder.times[-2:]
+    watch.seconds["checkpoint"] = watch.seconds["longest"] - sum(recorder.times[:-1])
+    watch.seconds["step"] = min(longest_s, usual_s)  # usual rows are not slower: more is noise
+    measured = preflight.of_training(
+        spec,
+        optimizer_steps(spec, len(trainer.train_dataset) if spec["packing"] else len(rows.dataset)),
+        watch.seconds,
+        eval_batches=math.ceil(eval_rows.rows / spec["per_device_eval_batch_size"]) if eval_rows else 0,
+        checkpoint_bytes=preflight.size_of(checkpoint),
+    )
+    return preflight.passed(run, measured | memory, sample=sample)
 
 
 # -- results ------------------------------------------------------------------------------------------------------------

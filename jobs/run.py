@@ -49,6 +49,8 @@ class Order:
     #: Where the fields that name files lead: model, adapter, cwd, and those of jobs.spec.FILE_FIELDS.
     paths: Mapping[str, str] = field(default_factory=dict)
     allow_remote_code: bool = False
+    #: Only see whether the job will work, and measure (jobs.preflight).
+    preflight: bool = False
 
     def write(self, folder: RunDir) -> None:
         """Leave the orders in the run folder."""
@@ -70,6 +72,7 @@ class Run:
         self.folder, self.order = folder, order
         self.stop_requested = False
         self._now = now
+        self.began = time.monotonic()
         self._told: dict[str, Any] = {}
 
     def stop_on_sigterm(self) -> None:

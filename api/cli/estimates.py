@@ -56,6 +56,8 @@ def _lines(view: Mapping[str, Any]) -> Iterator[str]:
         if time_s is not None
         else f"Time: not known, {view['unknown']['time_s']}"
     )
+    if view.get("preflight"):
+        yield "Preflight: yes, a few real steps first, ahead of the queue (--no-preflight leaves it out)"
     if view["vram_bytes"] is None:
         yield f"Memory: not known, {view['unknown'].get('vram_bytes', '')}"
     else:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from jobs import batches
-from jobs.spec.common import DataFields, Document, Line, ModelSpec, Text
+from jobs.spec.common import DataFields, Document, Line, ModelSpec, PreflightSpec, Text
 
 Method = Literal["lora", "qlora", "full"]
 Objective = Literal["sft", "dpo", "kto"]
@@ -80,7 +80,7 @@ class LoraSpec(Document):
     layers_to_transform: tuple[Layer, ...] = Field((), max_length=1024, description="Numbers of the blocks that get an adapter; all when left out.")  # fmt: skip
 
 
-class FinetuneSpec(ModelSpec):
+class FinetuneSpec(ModelSpec, PreflightSpec):
     """Fine-tuning: an adapter or all weights, from examples or preferences. Names as in transformers, TRL and PEFT."""
 
     kind: Literal["finetune"] = "finetune"
