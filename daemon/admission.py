@@ -6,7 +6,6 @@
 import importlib.util
 import os
 import shutil
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,9 @@ from typing import Any
 
 from daemon import known_files
 from daemon.fit import Learned, gather, judge, refusal
+from daemon.for_recipes import check_export
 from daemon.places import Places, Refused
+from daemon.rig_secrets import read_secrets
 from daemon.settings import Settings
 from jobs import interpreter
 from jobs.data import DataReport, InvalidData, Reading
@@ -27,6 +28,7 @@ from jobs.spec import (  # fmt: skip
     JOB_REFERENCE,
     RECIPES,
     CommandSpec,
+    ExportSpec,
     FieldError,
     FinetuneSpec,
     GenerateSpec,
@@ -125,6 +127,7 @@ def examine(
         checks += [
             ("trust_remote_code", partial(_remote_code, spec, settings, places)),
             ("chat_template", partial(_template, paths)),
+            ("to" if isinstance(spec, ExportSpec) else "export", partial(check_export, spec, paths, settings)),
         ]
         if isinstance(spec, FinetuneSpec) and (asks := spec.needs_bitsandbytes):
             checks.append((asks, partial(_bitsandbytes, spec)))
@@ -164,23 +167,6 @@ def missing_here(
     return None
 
 
-def read_secrets(path: Path) -> dict[str, str]:
-    """The rig's secrets by name. Raises Refused when the file is readable by others or not a table of texts."""
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise Refused(f"{path.name} on the rig can be read by others: run `chmod 600` on it")
-            table = tomllib.load(file)
-    except FileNotFoundError:
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        # without the parser's words: they would quote what stands there
-        raise Refused(f'{path.name} on the rig is not valid TOML with lines like NAME = "value"') from None
-    if wrong := [name for name, value in table.items() if not isinstance(value, str)]:
-        raise Refused(f"{path.name} on the rig: {wrong[0]} is not a text in quotes")
-    return table
-
-
 def _gpus(spec: Spec, there: int) -> None:
     if there and spec.gpus > there:
         raise Refused(f"this rig has {there} GPU{'s' if there > 1 else ''}, the job asks for {spec.gpus}")
@@ -205,7 +191,7 @@ def _bitsandbytes(spec: FinetuneSpec) -> None:
         raise Refused(f"{what} needs the package bitsandbytes on the rig: pip install 'overnight[qlora]'")
 
 
-def _remote_code(spec: FinetuneSpec | GenerateSpec, settings: Settings, places: Places) -> None:
+def _remote_code(spec: FinetuneSpec | GenerateSpec | ExportSpec, settings: Settings, places: Places) -> None:
     if not spec.trust_remote_code:
         return
     try:

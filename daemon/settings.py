@@ -30,6 +30,7 @@ from daemon.tariff import Tariff
 from daemon.window import Windows
 from jobs.home import default_home
 from jobs.spec import nearest
+from jobs.trackers import PREFIXES, Tracker
 
 PREFIX = "OVERNIGHT_"
 #: Variables with our prefix that are not settings of the rig.
@@ -104,6 +105,9 @@ class Settings(BaseModel):
     kernel_log: Path | None = Field(None, description="Where the kernel's messages are read; /dev/kmsg or the journal when unset.")  # fmt: skip
     upgrade_check_s: PositiveFloat = Field(60.0, description="How often the sampler looks whether the driver was replaced under it.")  # fmt: skip
     check_gpu: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="Your own check of a GPU that had a fault: a command that exits with 0 when it is well.")  # fmt: skip
+    gguf_converter: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="A command that writes models as GGUF which Overnight does not: llama.cpp's convert_hf_to_gguf.py, with {model}, {output} and {outtype}.")  # fmt: skip
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_split)] = Field((), description="Where fine-tunes tell their metrics beside TensorBoard's files: wandb, trackio, mlflow.")  # fmt: skip
+    tracker_variables: Annotated[dict[str, str], BeforeValidator(_json)] = Field({}, description='The trackers\' own variables: { WANDB_MODE = "offline" }. Keys belong into secrets.toml.')  # fmt: skip
     notify: Annotated[Channels, BeforeValidator(_json)] = Field({}, description="Where messages go: a table for each channel (docs/messages.md).")  # fmt: skip
     notify_report: str = Field("07:00", pattern=r"^(|queue_end|([01][0-9]|2[0-3]):[0-5][0-9])$", description='When the report goes out: an hour, or "queue_end"; empty: never.')  # fmt: skip
     notify_jobs: Literal["never", "failure", "end"] = Field("never", description="Whether a job that does not say so itself has a message of its own.")  # fmt: skip
@@ -136,6 +140,23 @@ class Settings(BaseModel):
     def _quiet_is_readable(cls, quiet: str) -> str:
         Windows.parse(quiet)
         return quiet
+
+    @field_validator("gguf_converter", mode="after")
+    @classmethod
+    def _converter_knows_where(cls, argv: tuple[str, ...]) -> tuple[str, ...]:
+        if argv and not all(any(place in word for word in argv) for place in ("{model}", "{output}")):
+            raise ValueError(
+                "is a command with the words '{model}' and '{output}' in it, and '{outtype}' where it is asked for"
+            )
+        return argv
+
+    @field_validator("tracker_variables", mode="after")
+    @classmethod
+    def _only_trackers_own(cls, variables: dict[str, str]) -> dict[str, str]:
+        known = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes)
+        if wrong := [name for name in variables if not name.startswith(known)]:
+            raise ValueError(f"{wrong[0]} is no variable of a tracker: they begin with {', '.join(known)}")
+        return variables
 
     @field_validator("timezone", mode="after")
     @classmethod

@@ -16,7 +16,12 @@ from jobs.run import EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, JobError, Order
 from jobs.rundir import RunDir, write_json
 
 #: Every kind's recipe: a module with `run(run) -> metrics`, loaded in the process that needs it.
-RECIPES = {"finetune": "jobs.finetune", "generate": "jobs.generate", "command": "jobs.command"}
+RECIPES = {
+    "finetune": "jobs.finetune",
+    "generate": "jobs.generate",
+    "export": "jobs.exports",
+    "command": "jobs.command",
+}
 
 
 def main(path: Path) -> int:

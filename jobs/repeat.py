@@ -5,15 +5,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: Fields that say when, where and for whom a job runs, not what it computes.
-BESIDE = frozenset(
-    {"name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "retries", "vram_gib", "rig", "notify", "preflight"}
-)  # fmt: skip
+from jobs.differences import NOT_ITS_WORK
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
     """The same for documents that ask for the same work, whatever they are called and whenever they run."""
-    work = {name: value for name, value in spec.items() if name not in BESIDE}
+    work = {name: value for name, value in spec.items() if name not in NOT_ITS_WORK}
     return hashlib.sha256(json.dumps(work, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs.spec.command import CommandSpec
 from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line
+from jobs.spec.export import ExportSpec
 from jobs.spec.finetune import FinetuneSpec, LoraSpec
 from jobs.spec.generate import GenerateSpec
 
@@ -26,6 +27,7 @@ __all__ = [
     "MODEL_NAME",
     "RECIPES",
     "CommandSpec",
+    "ExportSpec",
     "FieldError",
     "FinetuneSpec",
     "GenerateSpec",
@@ -39,10 +41,15 @@ __all__ = [
     "parse",
 ]
 
-Spec = FinetuneSpec | GenerateSpec | CommandSpec
-KINDS: Mapping[str, type[Spec]] = {"finetune": FinetuneSpec, "generate": GenerateSpec, "command": CommandSpec}
+Spec = FinetuneSpec | GenerateSpec | ExportSpec | CommandSpec
+KINDS: Mapping[str, type[Spec]] = {
+    "finetune": FinetuneSpec,
+    "generate": GenerateSpec,
+    "export": ExportSpec,
+    "command": CommandSpec,
+}
 #: Kinds whose process needs torch: they start from the preloaded worker.
-RECIPES = frozenset({"finetune", "generate"})
+RECIPES = frozenset({"finetune", "generate", "export"})
 
 
 @dataclass(frozen=True)
