@@ -31,8 +31,8 @@ from jobs.spec import (  # fmt: skip
     ExportSpec,
     FieldError,
     FinetuneSpec,
-    GenerateSpec,
     InvalidSpec,
+    ModelSpec,
     Spec,
     dump,
     parse,
@@ -191,7 +191,7 @@ def _bitsandbytes(spec: FinetuneSpec) -> None:
         raise Refused(f"{what} needs the package bitsandbytes on the rig: pip install 'overnight[qlora]'")
 
 
-def _remote_code(spec: FinetuneSpec | GenerateSpec | ExportSpec, settings: Settings, places: Places) -> None:
+def _remote_code(spec: ModelSpec, settings: Settings, places: Places) -> None:
     if not spec.trust_remote_code:
         return
     try:
@@ -243,7 +243,7 @@ def disk_refusal(needs_bytes: int | None, settings: Settings) -> FieldError | No
     kept = f"{floor / 1e9:.1f} GB are kept free"
     return FieldError(
         "",
-        f"its checkpoints need up to {needs_bytes / 1e9:.1f} GB, and the rig's disk has room for {room / 1e9:.1f} GB ({kept}): "
+        f"its checkpoints and results need up to {needs_bytes / 1e9:.1f} GB, and the rig's disk has room for {room / 1e9:.1f} GB ({kept}): "
         "delete runs that you no longer need, or learn less (a smaller lora.r)",
     )
 

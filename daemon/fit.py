@@ -13,7 +13,7 @@ from jobs.data import DataReport
 from jobs.estimate import Estimate, Facts, Outlook, estimate
 from jobs.fitting import Change, what_fits
 from jobs.model_facts import ModelFacts
-from jobs.spec import CommandSpec, FieldError, FinetuneSpec, Spec, dump
+from jobs.spec import CommandSpec, ExportSpec, FieldError, FinetuneSpec, Spec, dump
 
 GIB = 2**30
 
@@ -62,6 +62,11 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
     )
     if isinstance(model, str):
         return facts, model
+    if isinstance(spec, ExportSpec):
+        return (
+            facts,
+            "an export goes to the GPU when it fits into what is free there, else into main memory: set vram_gib to keep room for it",
+        )
     return facts, "its data is another job's result that is still to come" if facts.data is None else ""
 
 

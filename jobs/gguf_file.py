@@ -5,6 +5,7 @@ shapes, other ways to split text and other quantisations are for a converter of 
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ SHAPES: Mapping[str, Shape] = {
 
 def write(model: Path, target: Path, *, name: str, license: str = "", beat: Callable[[], None] = lambda: None) -> None:
     """Convert a folder of safetensors. `beat` is called after every tensor. Raises CannotConvert before anything is written."""
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it tells of every file
     config = AutoConfig.from_pretrained(model)
     shape = _shape(config)
     tokenizer = _Tokenizer(model, config.vocab_size)

@@ -86,8 +86,8 @@ def trained_card(order: Order, files: Sequence[DataFile], metrics: Mapping[str, 
         "|---|---|---|---|",
         *(f"| {file.field} | {_file_name(spec, file.field)} | {file.rows} | `{file.sha256}` |" for file in files),
         "",
-        f"{metrics['rows']} rows, {metrics['tokens']} tokens, {metrics['trained_tokens']} of them learnt in each epoch; "
-        f"{metrics['cut_rows']} rows were cut at max_length, {metrics['dropped_rows']} left out.",
+        f"{metrics['trained_tokens']} tokens are learnt in each epoch; {metrics['cut_rows']} rows were cut at max_length, "
+        f"{metrics['dropped_rows']} left out.",
         "",
         *_parameters(spec),
         "## How to repeat it",

@@ -4,6 +4,7 @@ They are guests: one that cannot be reached, or breaks, is told in the log and d
 stays the truth. An attempt that resumes goes on with the same run.
 """
 
+import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -29,9 +30,12 @@ def join(trainer: Any, run: Run) -> None:
         return
     _name_the_run(trainer, run)
     for name in names:
+        if importlib.util.find_spec(name) is None:
+            say(f"Tracker {name} is not told: its package is not installed on the rig (pip install {name}).")
+            continue
         try:
             callback = _CALLBACKS[name](run)
-        except Exception as error:  # a package that is missing or does not load
+        except Exception as error:  # a package that does not load, or is too old
             say(f"Tracker {name} is not told: {_first_line(error)}")
             continue
         trainer.add_callback(_guest(name, callback, run))

@@ -24,7 +24,7 @@ class SubmitGroup(Commands):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Both ways."""
-        formatter.write_usage(ctx.command_path, "finetune|generate|run [FLAGS]")
+        formatter.write_usage(ctx.command_path, "finetune|generate|export|run [FLAGS]")
         formatter.write_usage(ctx.command_path, "FILE.toml|.yaml|.json [FLAGS]")
         formatter.write_usage(ctx.command_path, "POINTS.csv --base FILE [FLAGS]")
 
@@ -104,6 +104,16 @@ def generate(session: Session, **values: Any) -> None:
     Example: submit generate --model NAME --adapter job:141 --data prompts.jsonl
     """
     _submit(session, "generate", values)
+
+
+@_command("export", "export")
+@how_to_submit
+def export(session: Session, **values: Any) -> None:
+    """Merge an adapter into its model, or write a model as a GGUF file.
+
+    Example: submit export --adapter job:12 --to merged,gguf
+    """
+    _submit(session, "export", values)
 
 
 @_command("run", "command", context_settings={"allow_interspersed_args": False})

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs.spec.command import CommandSpec
-from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line
+from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line, ModelSpec
 from jobs.spec.export import ExportSpec
 from jobs.spec.finetune import FinetuneSpec, LoraSpec
 from jobs.spec.generate import GenerateSpec
@@ -35,6 +35,7 @@ __all__ = [
     "JobSpec",
     "Line",
     "LoraSpec",
+    "ModelSpec",
     "Spec",
     "dump",
     "nearest",
