@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.differences import NOT_ITS_WORK
+from jobs.spec import HUB_ID
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
@@ -27,6 +28,19 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     yield from _changed("the commit", before.get("commit"), after.get("commit"))
     if before and after and before.get("commit") == after.get("commit") and before.get("diff") != after.get("diff"):
         yield "the changes that are not committed are others"
+
+
+def limits(spec: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[str]:
+    """What a repetition cannot promise to be the same, however much is. `then`: a description by jobs.environment."""
+    if spec.get("kind") == "command":
+        yield "of a command its packages, its random numbers and what it reads by itself are not known"
+        if spec.get("cwd") and not spec.get("workdir") and not then.get("git"):
+            yield "the folder that it ran in is not in git, so nobody knows whether its files are the same"
+        return
+    if HUB_ID.fullmatch(str(spec.get("model") or "")) and "@" not in str(spec["model"]):
+        yield "the model is named without a revision (org/name@commit): the hub may have another one by now"
+    if _object(then.get("gpu")).get("devices"):
+        yield "a GPU's kernels may add in another order: the last digits of a loss may differ"
 
 
 def _changed(words: str, then: object, now: object) -> Iterator[str]:
