@@ -5,6 +5,7 @@ Precedence: flag, environment (`OVERNIGHT_<KEY>`), `$OVERNIGHT_HOME/config.toml`
 
 import json
 import os
+import re
 import socket
 import sys
 import tomllib
@@ -36,6 +37,10 @@ PREFIX = "OVERNIGHT_"
 #: Variables with our prefix that are not settings of the rig.
 NOT_SETTINGS = {"OVERNIGHT_URL", "OVERNIGHT_TOKEN", "OVERNIGHT_PROFILE", "OVERNIGHT_PARENT_PID"}
 NOT_SETTINGS_PREFIXES = ("OVERNIGHT_MARK", "OVERNIGHT_SLOT_", "OVERNIGHT_JOB", "OVERNIGHT_GPU", "OVERNIGHT_SECRET_")
+
+
+#: Variables that hold a key, and not a setting.
+SECRETIVE = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
 
 
 class InvalidSettings(Exception):
@@ -156,6 +161,8 @@ class Settings(BaseModel):
         known = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes)
         if wrong := [name for name in variables if not name.startswith(known)]:
             raise ValueError(f"{wrong[0]} is no variable of a tracker: they begin with {', '.join(known)}")
+        if wrong := [name for name in variables if SECRETIVE.search(name)]:
+            raise ValueError(f"{wrong[0]} is a secret: it belongs into secrets.toml, and is given to jobs from there")
         return variables
 
     @field_validator("timezone", mode="after")

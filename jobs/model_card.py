@@ -171,8 +171,10 @@ def _document(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _file_name(spec: Mapping[str, Any], field: str) -> str:
-    named = str(spec.get(field) or "a part of data")
-    return "uploaded" if named.startswith("sha256:") else f"`{named.rpartition('/')[2]}`"
+    named = str(spec.get(field) or "")
+    if named.startswith("sha256:"):
+        return "uploaded"
+    return f"`{named.rpartition('/')[2]}`" if named else "a part of `data`"
 
 
 def _loading_adapter(base: str) -> str:

@@ -24,7 +24,7 @@ class EventFile:
     """The event file of one attempt."""
 
     def __init__(self, path: Path):
-        self._file = path.open("ab", buffering=0)
+        self._path = path
 
     @classmethod
     def of(cls, folder: RunDir, attempt: int) -> Self:
@@ -33,29 +33,36 @@ class EventFile:
         place.mkdir(parents=True, exist_ok=True)
         for old in place.glob("events.out.tfevents.*"):
             old.unlink()
-        made = cls(place / NAME.format(attempt))
-        made._file.write(_record(b"\x09" + struct.pack("<d", 0.0) + _field(3, VERSION)))
-        for line in read_json_lines(folder.metrics):
-            made.add(line)
-        return made
+        path = place / NAME.format(attempt)
+        with path.open("wb") as file:
+            file.write(_record(b"\x09" + struct.pack("<d", 0.0) + _field(3, VERSION)))
+            file.writelines(map(_event, read_json_lines(folder.metrics)))
+        return cls(path)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl; what is not a number is left out."""
-        values = b"".join(_values(line))
-        if values:
-            step, at = int(line.get("step") or 0), float(line.get("time") or 0.0)
-            # Event: 1 wall_time double, 2 step int64, 5 summary
-            event = b"\x09" + struct.pack("<d", at) + b"\x10" + _varint(max(0, step)) + _field(5, values)
-            self._file.write(_record(event))
-
-    def close(self) -> None:
-        self._file.close()
+        with self._path.open("ab", buffering=0) as file:
+            file.write(_event(line))
 
 
 def render(folder: RunDir, attempt: int) -> None:
     """The whole file at once, for programs that write metrics.jsonl by themselves. Does nothing when there is none."""
     if folder.metrics.exists():
-        EventFile.of(folder, attempt).close()
+        EventFile.of(folder, attempt)
+
+
+def _event(line: Mapping[str, Any]) -> bytes:
+    values = b"".join(_values(line))
+    if not values:
+        return b""
+    step, at = _number(line.get("step")), _number(line.get("time"))
+    # Event: 1 wall_time double, 2 step int64, 5 summary
+    return _record(b"\x09" + struct.pack("<d", at) + b"\x10" + _varint(max(0, int(step))) + _field(5, values))
+
+
+def _number(value: Any) -> float:
+    """A step or a time; a program may have written anything there."""
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 2**53 else 0.0
 
 
 def _values(line: Mapping[str, Any]) -> Iterator[bytes]:
