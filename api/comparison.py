@@ -113,6 +113,11 @@ class Comparison:
         return tuple(sorted(told, key=lambda name: (count[name] < 2, _telling(name))))
 
 
+def compare_link(job_ids: Sequence[str]) -> str:
+    """Where these runs stand beside each other. The first one is the baseline; more than fit are left out."""
+    return f"/compare?ids={','.join(list(dict.fromkeys(job_ids))[:MOST])}"
+
+
 def compare(runs: Sequence[Run], goals: Mapping[str, Direction] | None = None) -> Comparison:
     """Compare runs with the first one. `goals`: which way metrics are better, where somebody has said so."""
     values = [metrics_of(run.job, lambda job, run=run: run.last) for run in runs]  # type: ignore[misc]

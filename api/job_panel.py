@@ -21,7 +21,7 @@ from jobs.model import Attempt, Cause, End, Job, Outcome, State
 FLAGS = {"tags": "--tag", "max_runtime_s": "--max-runtime"}
 #: A moment that has passed would not repeat anything.
 NOT_REPEATED = ("kind", "argv", "not_before")
-VERBS = {"finetune": "finetune", "generate": "generate", "export": "export", "command": "run"}
+VERBS = {"finetune": "finetune", "generate": "generate", "benchmark": "benchmark", "export": "export", "command": "run"}
 TELEMETRY_POINTS = 150
 #: A pause in the readings longer than so many of their steps is shown as one.
 GAP_STEPS = 3
@@ -242,7 +242,7 @@ def summary(job: Job) -> str:
     """What kind of job it is, for the line under its name."""
     parts = [{"finetune": "fine-tune", "generate": "generation"}.get(job.kind, job.kind)]
     if model := job.spec.get("model"):
-        parts.append(f"of {model}" if job.kind in ("finetune", "export") else f"with {model}")
+        parts.append(f"of {model}" if job.kind in ("finetune", "benchmark", "export") else f"with {model}")
     if job.gpus > 1:
         parts.append(f"on {count(job.gpus, 'GPU')}")
     return " ".join(parts)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from api.comparison import MOST, compare_link
 from api.curves import Curve
 from api.job_panel import Panel, Parameter, parameter_text, told
 from api.svg import Series, chart, usual_gap
@@ -17,7 +18,6 @@ from jobs.differences import NOT_ITS_WORK, defaults, differences, flat, same
 from jobs.model import Attempt, Job, State
 from jobs.sweep import Sweep
 
-MOST_COMPARED = 5
 #: Less room than this share of the GPU is called close.
 CLOSE = 0.05
 
@@ -191,7 +191,7 @@ class Comparable:
 
     @property
     def address(self) -> str:
-        return f"/compare?ids={','.join(self.ids)}"
+        return compare_link(self.ids)
 
 
 def comparable(job: Job, table: Table | None, parents: Iterable[Job], near: Iterable[Job]) -> list[Comparable]:
@@ -204,7 +204,7 @@ def comparable(job: Job, table: Table | None, parents: Iterable[Job], near: Iter
         if best is not None and best.id != job.id:
             found.append(_with(best, job, f"the best of sweep {job.sweep}"))
         ranked = [row.job.id for row in table.rows if row.value is not None and row.job.attempts]
-        others = [other for other in ranked if other != job.id][: MOST_COMPARED - 1]
+        others = [other for other in ranked if other != job.id][: MOST - 1]
         if len(others) > 1:
             found.append(Comparable(f"The best {len(others)} others", f"of sweep {job.sweep}", [job.id, *others]))
     found += [_with(p, job, "it was made from this one") for p in parents if p.kind == job.kind and p.attempts]

@@ -8,12 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from heapq import nsmallest
-from typing import Any
-from urllib.parse import parse_qs, urlencode
-from zoneinfo import ZoneInfo
 
+from api.filters import Filters
 from api.panels import near
 from api.wording import CAUSE_WORDS
 from daemon.explain import explain
@@ -35,76 +32,6 @@ PARTS: Mapping[str, tuple[State, ...]] = {
 }
 TITLES = {"running": "Running", "failed": "Failed", "queued": "Waiting", "done": "Done"}
 CURSOR = re.compile(r"(running|failed|queued|done)(?:\.([0-9.e+-]{1,40}))?")
-SPAN = re.compile(r"([1-9][0-9]{0,3})([hd])")
-SPAN_S = {"h": 3600.0, "d": 86_400.0}
-SPANS: Mapping[str, str] = {"12h": "12 hours", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What somebody asks for, as it stands in the address. What cannot be understood is told in `problem`."""
-
-    states: tuple[State, ...] = ()
-    causes: tuple[Cause, ...] = ()
-    kind: str = ""
-    tag: str = ""
-    sweep: str = ""
-    q: str = ""
-    since: str = ""
-    ended_since: float | None = None
-    problem: str = ""
-
-    @classmethod
-    def of(cls, query: str, now: float, zone: ZoneInfo) -> "Filters":
-        """Read them from an address's query."""
-        told = parse_qs(query, max_num_fields=50)
-        problems: list[str] = []
-        states = [_one_of(State, word, "state", problems) for word in told.get("state", [])]
-        causes = [_one_of(Cause, word, "cause", problems) for word in told.get("cause", [])]
-        since = told.get("since", [""])[0][:40]
-        at = since_moment(since, now, zone)
-        if since and at is None:
-            problems.append(f"“{since}” is no time: 24h, 7d, or a day as 2026-11-24.")
-        words = {name: told.get(name, [""])[0][:128] for name in ("kind", "tag", "sweep", "q")}
-        return cls(
-            states=tuple(dict.fromkeys(state for state in states if state)),
-            causes=tuple(dict.fromkeys(cause for cause in causes if cause)),
-            since=since if at is not None else "",
-            ended_since=at,
-            problem=" ".join(problems),
-            **words,
-        )
-
-    @property
-    def wanted(self) -> Wanted:
-        """The same for the store."""
-        return Wanted(
-            states=self.states,
-            causes=self.causes,
-            kind=self.kind,
-            tag=self.tag,
-            sweep=self.sweep,
-            text=self.q,
-            ended_since=self.ended_since,
-        )
-
-    @property
-    def any(self) -> bool:
-        """Whether anything is asked for at all."""
-        return bool(self.query())
-
-    def query(self, **changes: Any) -> str:
-        """The address's query; changes replace a filter, an empty one takes it out."""
-        told: dict[str, Any] = {
-            "state": [str(state) for state in self.states],
-            "cause": [str(cause) for cause in self.causes],
-            "kind": self.kind,
-            "tag": self.tag,
-            "sweep": self.sweep,
-            "since": self.since,
-            "q": self.q,
-        } | changes
-        return urlencode({name: value for name, value in told.items() if value}, doseq=True)
 
 
 @dataclass(frozen=True)
@@ -182,19 +109,6 @@ def matching(store: Store, facts: Facts, filters: Filters) -> tuple[list[Job], b
     return found, False
 
 
-def since_moment(text: str, now: float, zone: ZoneInfo) -> float | None:
-    """The moment that `24h`, `7d`, a date, a date with time, or epoch seconds mean; None when it is none of them."""
-    if span := SPAN.fullmatch(text):
-        return now - int(span[1]) * SPAN_S[span[2]]
-    if re.fullmatch(r"[0-9]{9,11}(\.[0-9]{1,6})?", text):
-        return float(text)
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
 # -- inside -----------------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +123,7 @@ def _part(
     if key in ("failed", "done"):
         page = _searched(store, wanted, limit, cursor)
         return Part(key, TITLES[key], page.jobs), page.next
-    if filters.ended_since is not None:
+    if filters.of_ends:
         return nothing, None
     return _unfinished(facts, wanted, key, int(cursor) if cursor and cursor.isdigit() else 0, limit)
 
@@ -260,11 +174,3 @@ def _grouped(jobs: Sequence[Job]) -> list[Failures]:
         Failures(cause, CAUSE_WORDS[cause] if cause else "not known", amount, messages[cause])
         for cause, amount in count.most_common()
     ]
-
-
-def _one_of(kind: Any, word: str, name: str, problems: list[str]) -> Any:
-    if word in list(kind):
-        return kind(word)
-    if word:
-        problems.append(f"There is no {name} “{word[:40]}”.")
-    return None

@@ -1,20 +1,19 @@
 """Keeps each night's report, and the forecast of its evening, in `$OVERNIGHT_HOME/reports`.
 
-A thread looks every half minute. A report is written when the night is over, at seven in the morning, and when nothing is left
+A thread looks every half minute. A report is written at the report's hour, when the night is over, and when nothing is left
 to run; what was missed is made from the records when somebody asks for it.
 """
 
 import logging
 import threading
-from datetime import date, timedelta
+from datetime import date
 
 import redis
 
 from api import report_html
 from api.context import Context
-from daemon.night import Night, kept, read_named, span
+from daemon.night import Night, calendar, kept, read_last, read_named
 from daemon.night.foretold import Promise
-from daemon.night.read import span_of
 from daemon.plan import Facts
 from jobs.model import State
 
@@ -23,10 +22,10 @@ log = logging.getLogger(__name__)
 #: After a start the workers and the first pages come first.
 FIRST_LOOK_S = 20.0
 EVERY_S = 30.0
-#: A report lies ready by this hour of the morning, whatever still runs.
-MORNING = 7
 #: For what is kept in the evening, and for the one line that a report says of the queue.
 PROMISE_WORK, FORECAST_WORK = 150_000, 60_000
+#: No rig is older than the epoch of its clock.
+EARLIEST = date(1970, 1, 3)
 
 
 class NightKeeper:
@@ -49,9 +48,10 @@ class NightKeeper:
         """Write what is due."""
         rig, now = self._rig, self._rig.now()
         settings = rig.settings
-        day = span.last_date(settings.windows, settings.zone, now)
+        nights = calendar(settings)
+        day = nights.last_date(now)
         facts = rig.facts()
-        over = span_of(settings, now, day, _no_start).over
+        over = now >= nights.ends(day)
         if not over and facts.jobs and not kept.has_promise(settings.home, day):
             found = rig.ledger.foresee(facts, settings, max_work=PROMISE_WORK)
             kept.keep_promise(settings.home, day, Promise.of(found))
@@ -60,21 +60,18 @@ class NightKeeper:
 
     def _is_due(self, day: date, facts: Facts, over: bool, now: float) -> bool:
         settings = self._rig.settings
-        known = kept.read_mark(settings.home, day)
+        known, morning = kept.read_mark(settings.home, day), calendar(settings).report_at(day)
         if known is None:
-            return over or self._morning(day) <= now or self._is_drained(day, facts, 0.0)
+            return over or morning <= now or self._is_drained(day, facts, 0.0)
         if over:
             return not known.over
-        return known.made_at < self._morning(day) <= now or self._is_drained(day, facts, known.made_at)
-
-    def _morning(self, day: date) -> float:
-        return span.at(day + timedelta(days=1), MORNING, self._rig.settings.zone)
+        return known.made_at < morning <= now or self._is_drained(day, facts, known.made_at)
 
     def _is_drained(self, day: date, facts: Facts, made_at: float) -> bool:
         """Nothing runs or could, and something ended since the report was made."""
         if facts.startable or any(job.state is State.RUNNING or job.offer is not None for job in facts.jobs.values()):
             return False
-        since = max(made_at, span.begins(day, self._rig.settings.windows, self._rig.settings.zone))
+        since = max(made_at, calendar(self._rig.settings).begins(day))
         latest = self._rig.store.ended(limit=1).jobs
         return bool(latest) and (latest[0].finished_at or 0.0) > since
 
@@ -97,18 +94,25 @@ def night_of(rig: Context, day: date) -> Night | None:
 
     Raises redis.RedisError when it must be made and the queue does not answer.
     """
-    settings, now = rig.settings, rig.now()
-    if day > span.last_date(settings.windows, settings.zone, now):
+    settings, now, nights = rig.settings, rig.now(), calendar(rig.settings)
+    if not EARLIEST <= day <= nights.date_of(now):
         return None
     known = kept.read_night(settings.home, day)
     if known is not None and known.over:
         return known
     try:
-        return keep(rig, day) if span_of(settings, now, day, _no_start).over else make(rig, day)
+        return keep(rig, day) if now >= nights.ends(day) else make(rig, day)
     except redis.RedisError:
         if known is None:
             raise
         return known
+
+
+def last_night(rig: Context) -> Night:
+    """The night that goes on or was last, up to now, as the first screen shows it. Raises redis.RedisError."""
+    facts = rig.facts()
+    forecast = rig.ledger.foresee(facts, rig.settings, max_work=FORECAST_WORK)
+    return read_last(rig.store, rig.ledger, rig.settings, rig.now(), forecast=forecast, facts=facts)
 
 
 def make(rig: Context, day: date) -> Night:
@@ -126,8 +130,3 @@ def keep(rig: Context, day: date) -> Night:
         except OSError as error:
             log.warning("the report of %s cannot be kept: %s", day, error)
     return night
-
-
-def _no_start(start: float, end: float) -> float | None:
-    """For a night's end alone nobody need know when it began."""
-    return None

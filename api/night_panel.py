@@ -1,44 +1,27 @@
-"""What the first screen shows of a night: the verdict, the tiles, a lane for each GPU, what needs somebody, the best result. Pure."""
+"""What the first screen says of a night: the verdict, the tiles, what needs somebody, the best result. Pure."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
+from api import night_links
 from api.acts import Act
-from api.svg import Tick, clock_ticks
 from api.wording import THIN, clock, count, duration, energy, number, stamp, words
-from daemon.night.model import Best, Block, Colour, Group, Lane, Night
+from daemon.night.model import Best, Colour, Group, Night
 from jobs.model import State
 
-DASH, TIMES = "\u2013", "\u00d7"
+DASH, TIMES, MINUS = "\u2013", "\u00d7", "\u2212"
 #: What a colour says, for those who do not see it.
 MOODS: Mapping[Colour, str] = {
     Colour.RED: "Somebody is needed.",
     Colour.AMBER: "Not all of it can be trusted.",
     Colour.GREEN: "All is well.",
 }
-#: A run that is over in no time must still be seen: its least width, in percent of the night.
-LEAST_WIDTH = 0.4
-#: So many lanes are drawn with room; more of them are drawn lower.
-ROOMY_LANES = 4
 #: Shorter times in which a slot was idle are no news.
 LONG_IDLE_S = 300.0
 #: Of a group so many jobs are named.
 NAMES = 3
-#: A block says no more than its name and its times: longer names are cut.
-LONGEST_NAME = 60
-
-STATE_WORDS = {
-    "succeeded": "done",
-    "failed": "failed",
-    "cancelled": "cancelled",
-    "interrupted": "interrupted",
-    "running": "running",
-}
-#: In the order of the legend.
-SHOWN = ("succeeded", "failed", "running", "interrupted", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -50,38 +33,6 @@ class Tile:
     count: int
     href: str
     title: str
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A block of a lane, in percent of its width."""
-
-    state: str
-    x: str
-    width: str
-    href: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One lane."""
-
-    title: str
-    name: str
-    bars: tuple[Bar, ...]
-    busy: str
-    words: str
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """All lanes, their common axis, and the states that occur."""
-
-    rows: tuple[Row, ...]
-    ticks: tuple[Tick, ...]
-    shown: tuple[tuple[str, str], ...]
-    roomy: bool
 
 
 def span_words(night: Night, zone: ZoneInfo) -> str:
@@ -111,45 +62,27 @@ def title(night: Night) -> str:
 def tiles(night: Night, counts: Mapping[str, int]) -> list[Tile]:
     """Failed and done in the night; running and waiting now. `counts`: the whole queue's, by state."""
     running, queued = counts.get(State.RUNNING, night.counts.running), counts.get(State.QUEUED, night.counts.queued)
-    since = {"since": f"{night.since:.0f}"}
-    found: tuple[tuple[State, str, int, dict[str, str]], ...] = (
-        (State.FAILED, "failed", night.counts.failed, since),
-        (State.SUCCEEDED, "done", night.counts.done, since),
-        (State.RUNNING, "running", running, {}),
-        (State.QUEUED, "waiting", queued, {}),
+    found: tuple[tuple[State, str, int], ...] = (
+        (State.FAILED, "failed", night.counts.failed),
+        (State.SUCCEEDED, "done", night.counts.done),
+        (State.RUNNING, "running", running),
+        (State.QUEUED, "waiting", queued),
     )
     return [
         Tile(
             state,
             word,
             amount,
-            jobs_link(state=state, **when),
-            f"{number(amount)} {word} {'in this night' if when else 'now'}",
+            night_links.state(night, state),
+            f"{number(amount)} {word} {'in this night' if state.final else 'at its end' if night.over else 'now'}",
         )
-        for state, word, amount, when in found
+        for state, word, amount in found
     ]
-
-
-def jobs_link(**filters: str) -> str:
-    """The list of jobs with these filters."""
-    return f"/jobs?{urlencode(filters)}"
-
-
-def timeline(night: Night, zone: ZoneInfo) -> Timeline | None:
-    """The lanes; None when nothing ran on any of them."""
-    if not any(lane.blocks for lane in night.lanes):
-        return None
-    span = max(1.0, night.until - night.since)
-    rows = tuple(_row(lane, night, span, zone) for lane in night.lanes)
-    present = {bar.state for row in rows for bar in row.bars}
-    shown = tuple((state, STATE_WORDS[state]) for state in SHOWN if state in present)
-    ticks = clock_ticks(zone, night.until)(night.since, night.since + span)
-    return Timeline(rows, ticks, shown, len(rows) <= ROOMY_LANES)
 
 
 def sentence(night: Night) -> str:
     """The verdict, with the metric as people say it."""
-    said = night.verdict.sentence
+    said = night.verdict.sentence.replace(" %", f"{THIN}%").replace("(-", f"({MINUS}")
     return said.replace(night.best.metric, words(night.best.metric)) if night.best else said
 
 
@@ -185,17 +118,6 @@ def group_names(group: Group) -> str:
     return ", ".join(distinct[:NAMES]) + (f" and {number(more)} more" if more > 0 and len(group.jobs) > NAMES else "")
 
 
-def group_link(group: Group) -> tuple[str, str]:
-    """Where its jobs are seen, and how the link is called."""
-    if len(group.jobs) == 1:
-        return f"/jobs/{group.jobs[0]}", f"Open job {group.jobs[0]}"
-    if group.sweep:
-        return f"/sweeps/{group.sweep}", "Open the sweep"
-    return jobs_link(
-        state=State.FAILED, **({"cause": group.cause} if group.cause else {})
-    ), f"Show {count(len(group.jobs), 'job')}"
-
-
 def group_acts(group: Group) -> list[Act]:
     """The safe way on, as a button."""
     if group.action is None or group.action.verb != "retry":
@@ -226,43 +148,14 @@ def change_words(best: Best) -> str:
     return f"{percent}{THIN}% {'better' if best.better else 'worse'} than {number(best.baseline.value)}"
 
 
-def compare_link(best: Best) -> str:
-    """The two runs side by side."""
-    return f"/compare?ids={best.job},{best.baseline.job}" if best.baseline else ""
-
-
 def reasons(night: Night) -> Sequence[str]:
     """Why it is amber, beyond what the sentence says already."""
     return night.verdict.reasons[1:] if night.verdict.colour is Colour.AMBER else ()
 
 
-def _row(lane: Lane, night: Night, span: float, zone: ZoneInfo) -> Row:
-    bars = tuple(_bar(block, night, span, zone) for block in lane.blocks)
-    busy = f"{lane.busy_ratio * 100:.0f}{THIN}%" if lane.busy_ratio is not None else DASH
-    return Row(lane.title, lane.name, bars, busy, lane.words)
-
-
-def _bar(block: Block, night: Night, span: float, zone: ZoneInfo) -> Bar:
-    width = max(LEAST_WIDTH, (block.end - block.start) / span * 100)
-    x = min((block.start - night.since) / span * 100, 100 - width)
-    hours = f"{clock(block.start, night.until, zone)}{DASH}{clock(block.end, night.until, zone)}"
-    said = STATE_WORDS.get(block.state, block.state)
-    what = count(block.jobs, "job") if block.jobs > 1 else f"{_short(block.name)}: {said}"
-    href = (
-        f"/jobs/{block.job}"
-        if block.jobs == 1
-        else jobs_link(state=block.state if block.state in list(State) else State.SUCCEEDED)
-    )
-    return Bar(block.state if block.state in SHOWN else "cancelled", f"{max(0.0, x):.2f}", f"{width:.2f}", href, f"{what}, {hours}")  # fmt: skip
-
-
 def _day_clock(moment: float, zone: ZoneInfo) -> str:
     """Tue 22:10, always with its day."""
     return " ".join((stamp(moment, zone).partition(" ")[0], clock(moment, moment, zone)))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _capital(text: str) -> str:

@@ -19,7 +19,18 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from api import acts, job_panel, night_panel, panels, sweep_panel, wording
+from api import (
+    acts,
+    job_panel,
+    night_lanes,
+    night_links,
+    night_panel,
+    panels,
+    preview_panel,
+    report_words,
+    sweep_panel,
+    wording,
+)
 from api.assets import asset_url
 from api.auth import NEXT
 from api.context import Context, Rig
@@ -223,9 +234,13 @@ def _templates() -> Environment:
         "telling_metric": wording.telling_metric,
         "acts_of": acts.of_job,
         "panels": panels,
+        "preview_panel": preview_panel,
         "places": PLACES,
         "job_panel": job_panel,
+        "night_lanes": night_lanes,
+        "night_links": night_links,
         "night_panel": night_panel,
+        "report_words": report_words,
         "sweep_panel": sweep_panel,
     }
     return environment

@@ -1,13 +1,12 @@
 """The page of 2 to 5 runs beside each other.
 
-/compare?ids=141,142        &baseline=142 changes what is compared with, &all=1 shows fields that are the same
+/compare?ids=141,142        the first one is the baseline, or &baseline=142; &all=1 shows fields that are the same
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import redis
 from fastapi import APIRouter, Query
@@ -15,7 +14,7 @@ from fastapi.responses import Response
 
 from api import page, panels
 from api.comparing import fetched, named
-from api.comparison import MOST, Cell, Comparison
+from api.comparison import MOST, Cell, Comparison, compare_link
 from api.context import Context, Rig
 from api.curves import Curve
 from api.job_panel import Panel, parameter_text, told
@@ -83,10 +82,11 @@ def _empty(rig: Context, status: int, problem: str, ids: str, common: dict[str, 
     return page.render("compare.html", rig, status, **common, **values)
 
 
-def _address(made: Comparison, whole: str, **changes: str) -> str:
-    told = {"ids": ",".join(run.job.id for run in made.runs), "baseline": made.baseline.job.id, "all": whole}
-    told["ids"] = ",".join(sorted(told["ids"].split(","), key=int))
-    return "/compare?" + urlencode({name: value for name, value in {**told, **changes}.items() if value}, safe=",")
+def _address(made: Comparison, whole: str, *, baseline: str = "", all: str | None = None) -> str:
+    """The same runs, the baseline first; with another one where it is named."""
+    others = sorted((run.job.id for run in made.runs), key=int)
+    shown = whole if all is None else all
+    return compare_link([baseline or made.baseline.job.id, *others]) + (f"&all={shown}" if shown else "")
 
 
 def verdict(made: Comparison) -> str:

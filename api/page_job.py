@@ -1,6 +1,7 @@
 """A job's page.
 
 /jobs/{id}              ?q= searches its log
+/jobs/{id}/data         what a fine-tune learns from: as its run found it, or as it stands now
 /fragments/job/{id}     everything on it that changes
 """
 
@@ -10,15 +11,17 @@ import redis
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from api import acts, job_panel, job_story, page, panels
+from api import acts, benchmark_panel, job_panel, job_story, page, panels, preview_panel
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.glance import glance
 from api.log_search import Search, search
+from api.previewing import glimpse, left_by, read_preview
 from api.views import usage_of
-from daemon.store import UnknownJob, UnknownSweep
+from daemon.store import UnknownJob, UnknownSweep, Wanted
 from jobs.model import Job
 from jobs.rundir import read_json, run_dir
+from jobs.spec import KINDS, FinetuneSpec, InvalidSpec, parse
 from jobs.sweep import Sweep
 
 #: Jobs of its kind among which others of the same model and data are looked for.
@@ -38,6 +41,43 @@ def job_page(rig: Rig, job_id: str, q: Annotated[str, Query(max_length=200)] = "
 def job_fragment(rig: Rig, job_id: str) -> Response:
     """Everything on a job's page that changes."""
     return _job_page("job_live.html", rig, job_id, "")
+
+
+@router.get("/jobs/{job_id}/data")
+def data_page(rig: Rig, job_id: str) -> Response:
+    """What a fine-tune learns from."""
+    frame = page.frame(rig)
+    try:
+        job = _record(rig, job_id)
+        found, why = preview_of(job, rig)
+    except UnknownJob:
+        return page.render("missing.html", rig, 404, job_id=job_id, **frame)
+    except redis.RedisError:
+        return page.render("missing.html", rig, 503, job_id=job_id, **frame)
+    left = bool(job.attempts)
+    return page.render("job_data.html", rig, job_id=job.id, job=job, left=left, preview=found, why=why, **frame)
+
+
+def preview_of(job: Job, rig: Context) -> tuple[preview_panel.Panel | None, str]:
+    """What a job left, else what its document finds now; or why there is nothing. Raises redis.RedisError."""
+    if not learns(job):
+        return None, "Only a fine-tune learns from data."
+    if (holder := rig.elsewhere.holder(job)) is not None:
+        answer = rig.elsewhere.ask(holder, f"/api/v1/jobs/{job.id}/preview")
+        found = read_preview(answer.content) if answer is not None and answer.status_code == 200 else None
+        nothing = f"Rig {holder}, which has the run folder, has none to show."
+    elif (found := left_by(run_dir(rig.settings.runs, job.id))) is None:
+        try:
+            found = glimpse(parse(dict(job.effective_spec)), rig)
+        except InvalidSpec:
+            found = None
+        nothing = "It left none, and its data cannot be read now."
+    return (preview_panel.panel(found), "") if found is not None else (None, nothing)
+
+
+def learns(job: Job) -> bool:
+    """Whether it learns from rows of data."""
+    return issubclass(KINDS.get(job.kind, object), FinetuneSpec)
 
 
 def _job_page(template: str, rig: Context, job_id: str, q: str) -> Response:
@@ -89,6 +129,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
         "summary": job_panel.summary(job),
         "acts": acts.of_job(job) if facts is not None else [],
         "took_s": job_panel.took_s(job, now),
+        "benchmark": benchmark_panel.benchmark(job, rig),
         "loss": job_story.loss_panel(found, times, job),
         "others": job_panel.other_panels(found),
         "telemetry": job_panel.telemetry_panels(job, facts, settings, now),
@@ -105,6 +146,8 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
         "files": listed,
         "more_files": more,
         "comparable": _comparable(rig, job),
+        "learns": learns(job),
+        "preview": preview_panel.panel(left) if not theirs and (left := left_by(folder)) else None,
         "price_per_kwh": settings.price_per_kwh,
         "usage": {"throttled_s": None, "contended_s": None, "contended_by": None, **usage_of(job)},
     }
@@ -123,7 +166,7 @@ def _comparable(rig: Context, job: Job) -> list[job_story.Comparable]:
         sweep = _sweep(rig, job)
         table = rig.tables.of(sweep) if sweep else None
         parents = rig.store.get_many([parent for parent, _ in job.parents])
-        near = rig.store.page(kind=job.kind, limit=LOOKED_THROUGH).jobs if job.spec.get("model") else ()
+        near = rig.store.page(Wanted(kind=job.kind), limit=LOOKED_THROUGH).jobs if job.spec.get("model") else ()
     except redis.RedisError:
         return []
     return job_story.comparable(job, table, [parents[i] for i, _ in job.parents if i in parents], near)

@@ -1,6 +1,6 @@
 """The page of all jobs, and what can be done with many of them at once.
 
-/jobs                  ?state= (several) ?cause= ?kind= ?tag= ?sweep= ?since=24h ?q= ?cursor=
+/jobs                  ?state= (several) ?cause= ?kind= ?tag= ?sweep= ?since=24h ?until= ?q= ?cursor=
 /fragments/joblist     its changing part
 POST /do/bulk          verb=, and id= (several) or all=yes with query=; asks until sure=yes
 """
@@ -20,10 +20,12 @@ from api.bulk import VERBS, Result, Verb
 from api.comparison import MOST as MOST_COMPARED
 from api.context import Context, Rig
 from api.documents import FORM_TYPE
-from api.jobs_list import MOST_AT_ONCE, SPANS, Filters, listing, matching
+from api.filters import SPANS, Filters
+from api.jobs_list import MOST_AT_ONCE, listing, matching
 from api.problems import ApiError, words_of
 from api.routes_acts import OurPage
 from api.wording import count
+from daemon.night.best import BASELINE_TAG
 from jobs.model import Job, State
 from jobs.spec import KINDS
 
@@ -104,7 +106,8 @@ def do_with_many(request: Request, fields: Annotated[dict[str, list[str]], Depen
     try:
         if form.get("verb") == "compare":
             jobs, _ = _selected(fields, rig)
-            return RedirectResponse(f"/compare?ids={','.join(job.id for job in jobs[: MOST_COMPARED + 1])}", 303)
+            first = sorted(jobs, key=lambda job: (BASELINE_TAG not in job.tags, int(job.id)))
+            return RedirectResponse(f"/compare?ids={','.join(job.id for job in first[: MOST_COMPARED + 1])}", 303)
         verb = VERBS.get(form.get("verb", ""))
         if verb is None:
             raise ApiError(422, "Choose what is to be done with them.")

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from api import page, panels, report_html, report_words
 from api.context import Context, Rig
 from api.night_keeper import night_of
-from daemon.night import kept, span
+from daemon.night import calendar, kept
 
 LISTED = 31
 
@@ -43,7 +43,7 @@ def night_page(rig: Rig, day: str) -> Response:
         return page.render("missing.html", rig, 503, job_id=day, what="night", **common)
     if night is None:
         return page.render("missing.html", rig, 404, job_id=day, what="night", **common)
-    last = span.last_date(rig.settings.windows, rig.settings.zone, rig.now())
+    last = calendar(rig.settings).date_of(rig.now())
     beside: dict[str, Any] = {"earlier": (wanted - timedelta(days=1)).isoformat(), "later": ""}
     if wanted < last:
         beside["later"] = (wanted + timedelta(days=1)).isoformat()

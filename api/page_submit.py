@@ -3,6 +3,7 @@
     GET  /submit              ?kind=finetune  ?as=document  ?from=142 (edit and run again)  and any field by its name
     POST /submit              do=submit stores it, do=check shows what it would need; both work without script
     POST /fragments/submit    the same answer for the script, while somebody types
+    POST /fragments/preview   what a fine-tune would learn from: it takes longer, so the script asks for it apart
 
 What was typed is never lost: a form that is refused comes back with it, and with what is wrong beside each field.
 """
@@ -15,14 +16,15 @@ import redis
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
-from api import page, submit_panel
+from api import page, preview_panel, submit_panel
 from api.context import Context, Rig
 from api.documents import FORM_TYPE, batch_of, csv_reader, hash_of, parse_form
 from api.form_fields import Part, Widget, fields_of, shown, spelt
 from api.form_values import ON, NotADocument, document_of, read_document, texts_of
+from api.previewing import glimpse
 from api.problems import ApiError, words_of
 from api.routes_acts import OurPage
-from api.submission import Submitted, one, submit
+from api.submission import Submitted, one, parsed, submit
 from api.submit_panel import Outlook
 from daemon.places import Refused
 from daemon.rig_secrets import read_secrets
@@ -89,7 +91,7 @@ def send_form(form: Form, rig: Rig) -> Response:
     except NotADocument as error:
         return _form(rig, kind, form, outlook=_unreadable(error), status=422)
     if form.get("do") != "submit":
-        return _form(rig, kind, form, outlook=_look(document, rig, lenient=False))
+        return _form(rig, kind, form, outlook=_look(document, rig, lenient=False), preview=_preview(document, rig))
     try:
         done = _submit(document, rig, form.get("key", ""))
     except InvalidSpec as error:
@@ -109,6 +111,16 @@ def check_form(form: Form, rig: Rig) -> Response:
     except NotADocument as error:
         outlook = _unreadable(error)
     return page.render("submit_live.html", rig, outlook=outlook, now=rig.now())
+
+
+@router.post("/fragments/preview", dependencies=[OurPage])
+def preview_form(form: Form, rig: Rig) -> Response:
+    """What it would learn from, as far as that can be told."""
+    try:
+        found = _preview(_document(_kind(form), form, rig), rig)
+    except NotADocument:
+        found = None
+    return page.render("preview_live.html", rig, preview=found)
 
 
 # -- inside -------------------------------------------------------------------------------------------------------------------
@@ -139,6 +151,16 @@ def _look(document: Any, rig: Context, *, lenient: bool) -> Outlook:
         return submit_panel.unavailable(error)
 
 
+def _preview(document: Any, rig: Context) -> preview_panel.Panel | None:
+    """Of a fine-tune that could be submitted but for a file that is still to come; None for everything else."""
+    try:
+        [spec] = parsed(one(document))
+        found = glimpse(spec, rig)
+    except (InvalidSpec, ApiError, redis.RedisError):
+        return None  # what is wrong with it stands beside the fields
+    return preview_panel.panel(found) if found is not None else None
+
+
 def _unreadable(error: NotADocument) -> Outlook:
     return Outlook("wrong", f"This is neither TOML nor JSON: {error}.", {"document": str(error)})
 
@@ -159,7 +181,14 @@ def _where(done: Submitted) -> str:
 
 
 def _form(
-    rig: Context, kind: str, texts: Mapping[str, str], *, outlook: Outlook | None = None, status: int = 200, **more: str
+    rig: Context,
+    kind: str,
+    texts: Mapping[str, str],
+    *,
+    outlook: Outlook | None = None,
+    preview: preview_panel.Panel | None = None,
+    status: int = 200,
+    **more: str,
 ) -> Response:
     frame = page.frame(rig)
     is_document = kind == DOCUMENT
@@ -174,6 +203,7 @@ def _form(
         groups={} if is_document else {str(part): shown(kind, part) for part in Part},
         texts=texts,
         outlook=outlook,
+        preview=preview,
         key=texts.get("key") or secrets.token_urlsafe(12),
         spelt=spelt,
         lists={} if is_document else _lists(rig),

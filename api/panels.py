@@ -7,7 +7,6 @@ records and for the counts, so that the page costs the same with a hundred thous
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -33,6 +32,7 @@ ROWS = 25
 #: How the planner's word on a GPU in quarantine begins (daemon.quarantine.words_of).
 #: A beat older than this is none, even when Redis still has it: somebody stopped the clock.
 SILENT_S = 2.0 * BEAT_TTL_S
+SAMPLER = "sampler"
 SPARK_S, SPARK_POINTS, SPARK_GAP_S = 600.0, 120, 30.0
 
 
@@ -74,7 +74,7 @@ class Heart:
     @property
     def short(self) -> str:
         """As the page's script writes it every second."""
-        return duration(int(self.age_s)) if self.age_s >= 1 else "now"
+        return duration(int(self.age_s)).replace(".0", "") if self.age_s >= 1 else "now"
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,13 @@ def heart(snap: Snapshot) -> Heart:
     if beat_age is None:
         return Heart(False, "daemon silent", daemon, sampler)
     oldest_s = max(beat_age, snap.live.age_s or 0.0)
-    return Heart(well, age(oldest_s) if well else "sampler silent", daemon, sampler, oldest_s if well else 0.0)
+    silent = "sampler silent" + (f" {duration(snap.live.age_s)}" if snap.live.age_s is not None else "")
+    return Heart(well, age(oldest_s) if well else silent, daemon, sampler, oldest_s if well else 0.0)
 
 
 def banners(snap: Snapshot) -> list[Banner]:
     """What is not as it should be, and what explains an idle rig. The worst first."""
-    found = [*_queue_banners(snap), *_process_banners(snap.beat), *_telemetry_banners(snap.live, snap.settings.home)]
-    found += _message_banners(snap)
+    found = [*_queue_banners(snap), *_process_banners(snap), *_telemetry_banners(snap), *_message_banners(snap)]
     return [*found, *_closed_banners(snap.facts)] if snap.facts else found
 
 
@@ -161,7 +161,7 @@ def headline(snap: Snapshot) -> str:
     if running:
         return f"{count(running, 'job')} running" + (f", {number(waiting)} waiting" if waiting else "")
     if not waiting:
-        return "Idle: nothing waits" if any(counts.values()) else "Ready for the first job"
+        return "Idle: nothing waits" if any(counts.values()) else "Nothing has run yet"
     if snap.facts.paused:
         return f"Paused with {count(waiting, 'job')} waiting"
     if not snap.facts.window_open and snap.facts.window_opens_at:
@@ -250,23 +250,30 @@ def _queue_banners(snap: Snapshot) -> Iterable[Banner]:
         )
 
 
-def _process_banners(beat: Mapping[str, Any] | None) -> Iterable[Banner]:
-    processes = beat.get("processes") if beat else None
-    for name, report in (processes or {}).items():
-        if not report.get("alive"):
+def _processes(snap: Snapshot) -> Mapping[str, Mapping[str, Any]]:
+    """What the daemon told last of what it started, by name."""
+    return (snap.beat or {}).get("processes") or {}
+
+
+def _process_banners(snap: Snapshot) -> Iterable[Banner]:
+    for name, report in _processes(snap).items():
+        if not report.get("alive") and not (name == SAMPLER and snap.live.stale):  # its own banner says it
             exit_ = report.get("last_exit")
             yield Banner(
                 "warn",
-                f"Its {name} is down and will be restarted.",
+                f"The {name} is down and will be restarted.",
                 f"Last exit status: {exit_}." if exit_ is not None else "",
             )
 
 
-def _telemetry_banners(live: Live, home: Path) -> Iterable[Banner]:
+def _telemetry_banners(snap: Snapshot) -> Iterable[Banner]:
+    live = snap.live
     if live.age_s is None:
         yield Banner("warn", "No readings yet.", live.problem or "")
     elif live.stale:
-        yield Banner("warn", f"The sampler spoke last {age(live.age_s)}.", "The readings below are old.")
+        is_down = not _processes(snap).get(SAMPLER, {}).get("alive", True)
+        why = "It is down and will be restarted. " if is_down else ""
+        yield Banner("warn", f"The sampler spoke last {age(live.age_s)}.", f"{why}The readings below are old.")
     if live.source == "cpu":
         yield Banner("info", "No NVIDIA driver: CPU slots, sampled with psutil.", _without_repetition(live.problem))
     elif live.age_s is not None and live.problem:

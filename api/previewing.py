@@ -1,16 +1,22 @@
-"""From a document to its preview, as the routes need it."""
+"""From a document, or a run folder, to its preview, as routes and pages need it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from api.context import Context
+from api.files import NoSuchFile, open_beneath
 from api.submission import is_elsewhere
 from daemon.admission import examine
 from daemon.previews import preview
 from jobs.preview import Preview
+from jobs.rundir import RunDir
 from jobs.spec import INPUT_REFERENCE, FinetuneSpec, InvalidSpec, Spec
+
+MOST_BYTES = 1 << 20
+_reads: TypeAdapter[Preview] = TypeAdapter(Preview)
 
 
 class Known(BaseModel):
@@ -22,6 +28,23 @@ class Known(BaseModel):
     source: Annotated[str, Field(max_length=100)] = ""
     format: Annotated[str, Field(max_length=100)] = ""
     conversions: Annotated[list[Annotated[str, Field(max_length=400)]], Field(max_length=40)] = []
+
+
+def left_by(folder: RunDir) -> Preview | None:
+    """What a job left in its run folder; None when it left nothing, or nothing that can be read."""
+    try:
+        with os.fdopen(open_beneath(folder.path, folder.preview.name), "rb") as file:
+            return read_preview(file.read(MOST_BYTES))
+    except (NoSuchFile, OSError):
+        return None
+
+
+def read_preview(body: bytes) -> Preview | None:
+    """A preview from its JSON; None for what is none: a job may write what it likes."""
+    try:
+        return _reads.validate_json(body)
+    except ValidationError:
+        return None
 
 
 def glimpse(spec: Spec, rig: Context) -> Preview | None:

@@ -6,8 +6,6 @@ mailed, or kept for years.
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,39 +16,16 @@ from api import page, report_words
 from api.context import Context
 from api.curves import Curve, Curves
 from api.job_panel import Panel
-from api.svg import Series, Tick, chart, clock_ticks
-from api.wording import clock, number
-from daemon.night.model import Block, IdleTime, Lane, Night
+from api.svg import Series, chart
+from api.wording import number
+from daemon.night.model import Night
 from jobs.model import State
 from jobs.rundir import run_dir
 
-STYLE = Path(__file__).parent / "static" / "report.css"
+STATIC = Path(__file__).parent / "static"
 #: Curves of so many failed jobs, besides the best one's.
 FAILED_CURVES = 3
-#: The least width of a block, in percent: even the shortest run can be seen.
-LEAST = 0.3
 CURVES = ("loss", "eval_loss", "train_loss")
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A block of a lane, in percent of its width."""
-
-    state: str
-    x: float
-    width: float
-    text: str
-    job: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One lane, drawn."""
-
-    title: str
-    name: str
-    words: str
-    bars: Sequence[Bar]
 
 
 def of_night(rig: Context, night: Night) -> str:
@@ -65,8 +40,6 @@ def shown(rig: Context, night: Night) -> dict[str, Any]:
     return {
         "night": night,
         "words_of": report_words,
-        "rows": [_row(lane, night) for lane in night.lanes],
-        "ticks": _ticks(night),
         "charts": charts(rig, night),
     }
 
@@ -92,8 +65,9 @@ def charts(rig: Context, night: Night) -> list[Panel]:
 
 @cache
 def style() -> str:
-    """The file's style sheet."""
-    return STYLE.read_text()
+    """The file's style sheet: the page's palette, which ends at its first empty line, and the report's own."""
+    palette, _, _ = (STATIC / "overnight.css").read_text().partition("\n\n")
+    return f"{palette}\n{(STATIC / 'report.css').read_text()}"
 
 
 @cache
@@ -117,34 +91,3 @@ def _panel(title: str, series: list[Series]) -> list[Panel]:
         return []
     told = [f"{s.label} from {number(s.points[0][1])} to {number(s.points[-1][1])} at step {number(s.points[-1][0])}" for s in series]  # fmt: skip
     return [Panel(title, "", drawn, "; ".join(told) + ".", tuple(one.label for one in series))]
-
-
-def _row(lane: Lane, night: Night) -> Row:
-    bars = [*(_idle(one, night) for one in lane.idle), *(_bar(block, night) for block in lane.blocks)]
-    return Row(lane.title, lane.name, lane.words, bars)
-
-
-def _bar(block: Block, night: Night) -> Bar:
-    x, width = _place(block.start, block.end, night)
-    times = f"{_clock(block.start, night)} to {_clock(block.end, night)}"
-    whose = f"{block.jobs} jobs" if block.jobs > 1 else f"#{block.job} {block.name}"
-    again = f", run {block.attempt}" if block.attempts > 1 else ""
-    return Bar(block.state, x, max(LEAST, width), f"{whose}: {block.state}{again}, {times}", block.job)
-
-
-def _idle(one: IdleTime, night: Night) -> Bar:
-    x, width = _place(one.start, one.end, night)
-    return Bar("idle", x, width, f"idle: {one.reason}, {_clock(one.start, night)} to {_clock(one.end, night)}")
-
-
-def _place(start: float, end: float, night: Night) -> tuple[float, float]:
-    span = max(1.0, night.until - night.since)
-    return round((start - night.since) / span * 100, 2), round((end - start) / span * 100, 2)
-
-
-def _clock(at: float, night: Night) -> str:
-    return clock(at, night.until, report_words.zone_of(night))
-
-
-def _ticks(night: Night) -> tuple[Tick, ...]:
-    return clock_ticks(report_words.zone_of(night), night.until)(night.since, max(night.until, night.since + 1))

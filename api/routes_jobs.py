@@ -3,19 +3,20 @@
 import shutil
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.context import Context, Rig
 from api.documents import batch_of, csv_reader, json_body, optional_json_body
 from api.editing import edit, move, retry
+from api.filters import MOMENTS, Filters
 from api.previewing import glimpse
-from api.problems import documented
+from api.problems import ApiError, documented
 from api.submission import checked, one, submit, would_wait_because
 from api.views import Batch, JobList, JobPage, JobSummary, JobView, RanBefore, Trial, TrialBatch
 from daemon.plan import Facts
-from daemon.store import UnknownJob, matches
-from jobs.model import InvalidTransition, Job, State, Wish, WishKind
+from daemon.store import UnknownJob, Wanted
+from jobs.model import Cause, InvalidTransition, Job, State, Wish, WishKind
 from jobs.rundir import run_dir
 from jobs.spec import FieldError, InvalidSpec, dump
 
@@ -52,6 +53,25 @@ def held_here(job: KnownJob, rig: Rig) -> Job:
 
 #: For routes that read the run folder: a call for one on another rig is answered by that rig.
 HeldJob = Annotated[Job, Depends(held_here)]
+
+
+def asked(
+    request: Request,
+    rig: Rig,
+    state: Annotated[list[State], Query(description="Any of these")] = [],  # noqa: B006 - FastAPI's way to say none
+    cause: Annotated[list[Cause], Query(description="What failed by any of these")] = [],  # noqa: B006
+    kind: Annotated[str, Query(max_length=32)] = "",
+    tag: Annotated[str, Query(max_length=64)] = "",
+    sweep: Annotated[str, Query(max_length=18, description="Jobs of this sweep; `none`: of no sweep")] = "",
+    since: Annotated[str, Query(max_length=40, description=f"What ended since: {MOMENTS}")] = "",
+    until: Annotated[str, Query(max_length=40, description="What had ended by then")] = "",
+    q: Annotated[str, Query(max_length=128, description="A part of the name, or an id")] = "",
+) -> Filters:
+    """The filters of the address, as the page reads them; the parameters here are for OpenAPI. Raises ApiError 422."""
+    filters = Filters.of(request.url.query, rig.now(), rig.settings.zone)
+    if filters.problem:
+        raise ApiError(422, filters.problem)
+    return filters
 
 
 def body_of(schema: str) -> dict[str, Any]:
@@ -112,10 +132,7 @@ def submit_batch(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False)
 @router.get("", operation_id="listJobs", responses=documented(*EVERYBODY, 422))
 def list_jobs(
     rig: Rig,
-    state: State | None = None,
-    kind: Annotated[str | None, Query(max_length=32)] = None,
-    tag: Annotated[str | None, Query(max_length=64)] = None,
-    q: Annotated[str | None, Query(max_length=128, description="A part of the name, or an id")] = None,
+    filters: Annotated[Filters, Depends(asked)],
     order: Annotated[
         Literal["newest", "queue"], Query(description="queue: what waits, in the order in which it starts")
     ] = "newest",
@@ -124,10 +141,10 @@ def list_jobs(
 ) -> JobPage:
     """Jobs, newest first; with `order=queue` what waits, in the order in which it starts."""
     if order == "queue":
-        if state not in (None, State.QUEUED):
-            raise InvalidSpec([FieldError("order", f"queue lists what waits, not what is {state}")])
-        return _queue_page(rig.facts(), kind, tag, q, limit, int(cursor or 0))
-    page = rig.store.page(state=state, kind=kind, tag=tag, text=q, limit=limit, cursor=cursor)
+        if others := [state for state in filters.states if state is not State.QUEUED]:
+            raise InvalidSpec([FieldError("order", f"queue lists what waits, not what is {others[0]}")])
+        return _queue_page(rig.facts(), filters.wanted, limit, int(cursor or 0))
+    page = rig.store.page(filters.wanted, limit=limit, cursor=cursor)
     facts = rig.facts()
     return JobPage(jobs=[JobView.of(job, facts) for job in page.jobs], next=page.next)
 
@@ -235,8 +252,8 @@ def _wished(job: Job, rig: Context, kind: WishKind, body: object) -> JobView:
     return JobView.of(after, rig.facts())
 
 
-def _queue_page(facts: Facts, kind: str | None, tag: str | None, text: str | None, limit: int, start: int) -> JobPage:
-    found = [job for job in facts.queue if matches(job, None, kind, tag, text)]
+def _queue_page(facts: Facts, wanted: Wanted, limit: int, start: int) -> JobPage:
+    found = [job for job in facts.queue if wanted.holds(job)]
     following = str(start + limit) if start + limit < len(found) else None
     return JobPage(jobs=[JobView.of(job, facts) for job in found[start : start + limit]], next=following)
 

@@ -85,7 +85,7 @@ def get_notify(rig: Rig, limit: Annotated[int, Query(ge=0, le=200, description="
     except sqlite3.Error:
         raise ApiError(503, "The outbox cannot be read now. Try again.") from None
     return NotifyView(
-        report=settings.notify_report,
+        report=settings.report_rule,
         jobs=settings.notify_jobs,
         quiet_hours=settings.notify_quiet,
         gap_s=settings.notify_gap_s,

@@ -12,11 +12,11 @@ from pydantic import AwareDatetime, BeforeValidator
 
 from api import report_html
 from api.context import Rig
-from api.night_keeper import night_of
+from api.night_keeper import last_night, night_of
 from api.problems import ApiError, documented
 from api.report_markdown import markdown
 from api.routes_jobs import EVERYBODY
-from daemon.night import Night, message, read_since, span
+from daemon.night import Night, message, read_since
 
 Format = Literal["json", "html", "md", "text"]
 TYPES: dict[Format, str] = {
@@ -51,7 +51,7 @@ def _only_iso(value: object) -> object:
 NightDate = Annotated[
     date | None,
     BeforeValidator(_only_iso),
-    Query(alias="night", description="The date of its evening; the last night when left out."),
+    Query(alias="night", description="The date of its evening; the last night, up to now, when left out."),
 ]
 Since = Annotated[
     AwareDatetime | None, Query(description="Instead of a night: from this moment to now, at most 31 days.")
@@ -108,7 +108,7 @@ def _night(rig: Rig, day: date | None, since: AwareDatetime | None) -> Night:
         if not now - LONGEST_S <= since.timestamp() < now:
             raise ApiError(422, "`since` lies in the past 31 days.")
         return read_since(rig.store, rig.ledger, settings, now, since.timestamp(), forecast=rig.ledger.foresee(rig.facts(), settings))  # fmt: skip
-    night = night_of(rig, day or span.last_date(settings.windows, settings.zone, now))
+    night = last_night(rig) if day is None else night_of(rig, day)
     if night is None:
         raise ApiError(404, "That night has not begun.")
     return night

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response, StreamingResponse
-from pydantic import TypeAdapter, ValidationError
 
 from api.context import Context, Rig
 from api.files import NoSuchFile, attachment, json_lines, list_files, open_beneath, serve, tail_of, tar_of
+from api.previewing import left_by
 from api.problems import ApiError, documented
 from api.routes_jobs import EVERYBODY, HeldJob
 from api.views import FileList, FileView, TelemetryPoint, TelemetryView, moment, moment_or_none
@@ -21,7 +21,6 @@ from jobs.rundir import RunDir, run_dir
 MAX_TAIL_LINES = 100_000
 MAX_ROWS = 10_000
 MAX_POINTS = 2_000
-MAX_PREVIEW_BYTES = 1 << 20
 #: Where a log ends, so that its events can go on from there (`?log_from=`).
 LOG_END = "Overnight-Log-End"
 OCTETS = "application/octet-stream"
@@ -65,13 +64,9 @@ def get_log(
 @router.get("/preview", operation_id="getJobPreview", responses=documented(*EVERYBODY, 404, 502))
 def get_preview(job: HeldJob, rig: Rig) -> Preview:
     """What a fine-tune that has begun learns from, found by the tokenizer that it learns with."""
-    folder = _folder(job, rig)
-    try:
-        descriptor = open_beneath(folder.path, folder.preview.name)
-        with os.fdopen(descriptor, "rb") as file:
-            return TypeAdapter(Preview).validate_json(file.read(MAX_PREVIEW_BYTES))
-    except (NoSuchFile, ValidationError):
-        raise ApiError(404, f"Job {job.id} has left no preview: a fine-tune does, once it has read its data.") from None
+    if (found := left_by(_folder(job, rig))) is None:
+        raise ApiError(404, f"Job {job.id} has left no preview: a fine-tune does, once it has read its data.")
+    return found
 
 
 @router.get("/metrics", operation_id="getMetrics", responses=documented(*EVERYBODY, 404, 502, 422))

@@ -218,6 +218,15 @@ def steps(low: float, high: float) -> tuple[Tick, ...]:
     return tuple(_tick(index * step, low, high, number(index * step)) for index in range(first, last + 1))
 
 
+def named_ticks(labels: Sequence[str]) -> Ticker:
+    """Ticks of an axis of names, one at each whole number from 0."""
+
+    def ticks(low: float, high: float) -> tuple[Tick, ...]:
+        return tuple(_tick(at, low, high, label) for at, label in enumerate(labels))
+
+    return ticks
+
+
 def clock_ticks(zone: ZoneInfo, now: float, *, most: int = 4) -> Ticker:
     """About so many ticks of an axis of time, at round times of day in the zone."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from api.comparison import compare_link
 from api.svg import BOX
 from api.sweep_panel import point_words
 from api.wording import number, words
@@ -25,7 +26,6 @@ LEVELS = 6
 MOST_LINES = 120
 #: Numbers that span more than this ratio stand on a logarithmic axis.
 LOG_RATIO = 30.0
-MOST_COMPARED = 5
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Group:
     @property
     def address(self) -> str:
         ids = [row.job.id for row in self.rows]
-        return f"/jobs/{ids[0]}" if len(ids) == 1 else f"/compare?ids={','.join(ids[:MOST_COMPARED])}"
+        return f"/jobs/{ids[0]}" if len(ids) == 1 else compare_link(ids)
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,8 @@ class Picture:
     has_seeds: bool
     heat: Heat | None
     parallel: Parallel | None
-
-    @property
-    def best_ids(self) -> Sequence[str]:
-        """The best jobs, one of each point."""
-        return [group.rows[0].job.id for group in self.groups if group.values][:MOST_COMPARED]
+    #: The best jobs, one of each point, beside the one that they are measured by; empty when there are no two.
+    comparison: str = ""
 
 
 def picture(table: Table) -> Picture:
@@ -144,7 +141,14 @@ def picture(table: Table) -> Picture:
         has_seeds=has_seeds,
         heat=_heat(table, axes, found, best) if len(axes) == 2 else None,
         parallel=_parallel(table, axes, found, best) if axes else None,
+        comparison=_comparison(table, found),
     )
+
+
+def _comparison(table: Table, found: Sequence[Group]) -> str:
+    ids = [table.baseline.job.id] if table.baseline else []
+    ids = list(dict.fromkeys([*ids, *(group.rows[0].job.id for group in found if group.values)]))
+    return compare_link(ids) if len(ids) > 1 else ""
 
 
 def is_seed(axis: str) -> bool:

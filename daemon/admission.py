@@ -32,8 +32,8 @@ from jobs.spec import (  # fmt: skip
     FieldError,
     FinetuneSpec,
     InvalidSpec,
-    ModelSpec,
     Spec,
+    WithModel,
     dump,
     parse,
 )
@@ -191,7 +191,7 @@ def _bitsandbytes(spec: FinetuneSpec) -> None:
         raise Refused(f"{what} needs the package bitsandbytes on the rig: pip install 'overnight[qlora]'")
 
 
-def _remote_code(spec: ModelSpec, settings: Settings, places: Places) -> None:
+def _remote_code(spec: WithModel, settings: Settings, places: Places) -> None:
     if not spec.trust_remote_code:
         return
     try:

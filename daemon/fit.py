@@ -67,7 +67,8 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
             facts,
             "an export goes to the GPU when it fits into what is free there, else into main memory: set vram_gib to keep room for it",
         )
-    return facts, "its data is another job's result that is still to come" if facts.data is None else ""
+    needs_data = "data" in type(spec).model_fields
+    return facts, "its data is another job's result that is still to come" if needs_data and facts.data is None else ""
 
 
 def judge(

@@ -30,8 +30,11 @@ NO_MATTER = frozenset({
 #: Fields that decide what one step costs.
 STEP_FIELDS = (
     "method", "objective", "optim", "pure_bf16", "effective_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing", "gradient_checkpointing",
-    "batch_size", "max_new_tokens", "dtype",
+    "batch_size", "max_new_tokens", "dtype", "batch_sizes", "prompt_lengths", "new_tokens", "dtypes", "quantizations", "repeats",
 )  # fmt: skip
+
+#: Kinds that go on until the GPU is full: their peak tells its size, not their need.
+TAKES_WHAT_THERE_IS = frozenset({"benchmark"})
 
 Shape = tuple[object, ...]
 
@@ -124,6 +127,8 @@ class History:
 
     def peak_vram_bytes(self, job: Job) -> int | None:
         """The most memory that a job of the same shape has used on one GPU. None when there was none: a similar one says nothing."""
+        if job.kind in TAKES_WHAT_THERE_IS:
+            return None
         for shape in shapes(job, similar=False):
             if peaks := [ran.peak_vram_bytes for ran in self._ran.get(shape, ()) if ran.peak_vram_bytes]:
                 return max(peaks)
@@ -203,7 +208,7 @@ def shapes(job: Job, *, similar: bool = True) -> list[Shape]:
         if similar and (program := _program(spec.get("argv", ()))):
             found.append((job.kind, gpus, "program", spec.get("cwd"), *program))
         return found
-    step = [spec.get(name) for name in STEP_FIELDS]
+    step = [tuple(value) if isinstance(value := spec.get(name), list) else value for name in STEP_FIELDS]
     model = (spec.get("model"), spec.get("adapter") is not None)
     found.append((job.kind, gpus, "step", *model, *step, (spec.get("lora") or {}).get("r")))
     if similar:

@@ -114,7 +114,8 @@ class Settings(BaseModel):
     trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_split)] = Field((), description="Where fine-tunes tell their metrics beside TensorBoard's files: wandb, trackio, mlflow.")  # fmt: skip
     tracker_variables: Annotated[dict[str, str], BeforeValidator(_json)] = Field({}, description='The trackers\' own variables: { WANDB_MODE = "offline" }. Keys belong into secrets.toml.')  # fmt: skip
     notify: Annotated[Channels, BeforeValidator(_json)] = Field({}, description="Where messages go: a table for each channel (docs/messages.md).")  # fmt: skip
-    notify_report: str = Field("07:00", pattern=r"^(|queue_end|([01][0-9]|2[0-3]):[0-5][0-9])$", description='When the report goes out: an hour, or "queue_end"; empty: never.')  # fmt: skip
+    report_at: str = Field("07:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="The hour at which a night ends and its report is made.")  # fmt: skip
+    notify_report: Literal["report_at", "queue_end", ""] = Field("report_at", description="When the report goes out: at the hour of report_at, or when nothing runs any more; empty: never.")  # fmt: skip
     notify_jobs: Literal["never", "failure", "end"] = Field("never", description="Whether a job that does not say so itself has a message of its own.")  # fmt: skip
     notify_quiet: str = Field("", description='Hours without messages: "23:00-06:30". They come together afterwards.')
     notify_gap_s: float = Field(300.0, ge=0, description="From one push to the next; what comes in between is put together.")  # fmt: skip
@@ -145,6 +146,13 @@ class Settings(BaseModel):
     def _quiet_is_readable(cls, quiet: str) -> str:
         Windows.parse(quiet)
         return quiet
+
+    @field_validator("notify_report", mode="before")
+    @classmethod
+    def _hour_has_its_own_setting(cls, rule: Any) -> Any:
+        if isinstance(rule, str) and ":" in rule:
+            raise ValueError(f'is "report_at", "queue_end" or empty; the hour is report_at = "{rule}"')
+        return rule
 
     @field_validator("gguf_converter", mode="after")
     @classmethod
@@ -202,6 +210,11 @@ class Settings(BaseModel):
     def zone(self) -> ZoneInfo:
         """The rig's time zone."""
         return zone(self.timezone)
+
+    @property
+    def report_rule(self) -> str:
+        """When the report goes out: an hour, "queue_end", or nothing."""
+        return self.report_at if self.notify_report == "report_at" else self.notify_report
 
     @property
     def runs(self) -> Path:

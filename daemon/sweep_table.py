@@ -54,6 +54,13 @@ class Table:
         return first if first and first.value is not None and first.job.state is State.SUCCEEDED else None
 
     @property
+    def baseline(self) -> Row | None:
+        """What the others are measured by: the job with the base's own values, else the first; None without a result."""
+        known = [row for row in self.rows if row.value is not None and row.job.state is State.SUCCEEDED]
+        base = next((row for row in known if self.sweep.is_base(row.job.point)), None)
+        return base or next((row for row in known if row.job.id == self.sweep.id), None)
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many stand in each state; those that were stopped early are among the cancelled, too."""
         counts = {str(state): sum(row.job.state is state for row in self.rows) for state in State}

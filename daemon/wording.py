@@ -22,7 +22,7 @@ CAUSE_WORDS: Mapping[Cause, str] = {
     Cause.GPU_FAULT: "GPU fault",
     Cause.DISK_FULL: "disk full",
     Cause.BAD_INPUT: "bad input",
-    Cause.USER_ERROR: "its own error",
+    Cause.USER_ERROR: "program error",
     Cause.SIGNAL: "killed from outside",
     Cause.FETCH: "download failed",
 }
@@ -35,6 +35,7 @@ TELLING_METRICS = (
     "train_loss",
     "final_loss",
     "loss",
+    "decode_tokens_per_s",
     "tokens_per_s",
     "rows",
 )

@@ -19,6 +19,7 @@ from jobs.rundir import RunDir, write_json
 RECIPES = {
     "finetune": "jobs.finetune",
     "generate": "jobs.generate",
+    "benchmark": "jobs.benchmark",
     "export": "jobs.exports",
     "command": "jobs.command",
 }

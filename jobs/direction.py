@@ -13,6 +13,8 @@ LOWER = frozenset({"loss", "perplexity", "ppl", "error", "errors", "wer", "cer",
 HIGHER = frozenset({"accuracy", "acc", "score", "f1", "bleu", "rouge", "chrf", "auc", "precision", "recall", "reward", "rewards", "match", "exact", "win", "throughput", "mfu", "pass", "passed", "correct", "agreement", "similarity", "speedup"})  # fmt: skip
 #: Rates, whatever is counted.
 PER_TIME = re.compile(r"(^|_)per_s(econd)?$")
+#: What it costs.
+JOULES_PER = re.compile(r"(^|_)(joules|j)_per_")
 #: Suffixes that say in what unit or over what a number is, not what it is.
 SUFFIXES = frozenset({"mean", "avg", "average", "norm", "macro", "micro", "weighted", "strict", "flexible", "rate", "ratio", "at", "k", "1", "5", "10", "s", "ms", "p50", "p95", "p99", "none"})  # fmt: skip
 
@@ -22,6 +24,8 @@ def direction(metric: str) -> Direction | None:
     name = metric.lower()
     if PER_TIME.search(name):
         return "higher"
+    if JOULES_PER.search(name):
+        return "lower"
     for word in reversed([part for part in re.split(r"[^a-z0-9]+", name) if part]):
         if word in LOWER:
             return "lower"

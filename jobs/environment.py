@@ -62,7 +62,7 @@ def record(run: Run, code: Path | None = None) -> None:
 def look_around() -> None:
     """Find out what never changes on this machine, before attempts are forked: it takes longer than to start one."""
     platform.platform()
-    _cpu_model()
+    cpu_model()
 
 
 def describe(run: Run, code: Path | None = None) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def describe(run: Run, code: Path | None = None) -> dict[str, Any]:
         **comparable(run.order.spec, run.order.paths),
         "executable": sys.executable,
         "machine": platform.node(),
-        "cpu": {"model": _cpu_model(), "threads": os.cpu_count()},
+        "cpu": {"model": cpu_model(), "threads": os.cpu_count()},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
     if run.order.spec["kind"] != "command":
@@ -128,7 +128,8 @@ def _version(package: str) -> str | None:
 
 
 @cache
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -64,6 +64,8 @@ METHODS: Mapping[str, Method] = {
 }
 #: The scales as 8-bit numbers, with one float32 scale for 256 of them (bitsandbytes' double quantisation).
 DOUBLE_QUANTISED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+#: One weight as bitsandbytes keeps it; int8 has one float32 scale for each row.
+QUANTISED_BYTES: Mapping[str, float | None] = {"none": None, "nf4": 0.5 + 4 / 64, "int8": 1.0}
 PURE_BF16 = Method(linear_bytes=2, learns_all=True, learned_bytes=2, gradient_bytes=2)
 #: What optimizers keep for one learned parameter: so many numbers of its own type, and so many bytes besides.
 #: bitsandbytes has one float32 scale for 256 numbers of 8 bits; adafactor keeps rows and columns of a matrix's moments.
@@ -126,6 +128,8 @@ def estimate(spec: Json, facts: Facts, *, on_gpu: bool = True) -> Estimate:
             return _finetune(spec, facts, on_gpu)
         case "generate":
             return _generate(spec, facts, on_gpu)
+        case "benchmark":
+            return _benchmark(spec, facts, on_gpu)
         case "export":
             return Estimate(disk_bytes=_export_bytes(spec["to"], facts.model, _stored(spec, facts.model)))
         case _:
@@ -383,18 +387,33 @@ def _generate(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
 
 def _generating_parts(spec: Json, model: ModelFacts, data: DataReport, width: int, on_gpu: bool) -> dict[Part, int]:
     context = model.context or math.inf
-    prompt = _Batch(min(spec["batch_size"], data.rows), int(min(_tokens(data), context)), packed=False)
-    longest = min(prompt.length + spec["max_new_tokens"], context)
+    size, length = min(spec["batch_size"], data.rows), int(min(_tokens(data), context))
+    longest = int(min(length + spec["max_new_tokens"], context))
+    sampled = spec["temperature"] > 0
+    return _inference_parts(model, _Batch(size, length, packed=False), longest, width, on_gpu, sampled=sampled)
+
+
+def _inference_parts(
+    model: ModelFacts,
+    prompt: _Batch,
+    longest: int,
+    width: int,
+    on_gpu: bool,
+    *,
+    sampled: bool = False,
+    linear_bytes: float | None = None,
+) -> dict[Part, int]:
+    """`longest`: tokens of a prompt with its answer. `linear_bytes`: of a quantised weight."""
     cache = prompt.size * longest * 2 * model.layers * model.key_value * width
     grown = cache / model.layers / 2  # a layer's keys are copied when a token is added
     repeated = prompt.tokens * 2 * model.attention * width  # keys and values for every query head, behind a mask
     # the last token's scores in the compute dtype and float32; sampling sorts them and keeps their places
-    scores = prompt.size * model.vocabulary * (32 if spec["temperature"] > 0 else 12)
-    weights = model.stored_bytes if model.quantised else model.parameters * width
+    scores = prompt.size * model.vocabulary * (32 if sampled else 12)
+    unpacked = 0 if linear_bytes is None else width * model.hidden * max(model.feed_forward, model.attention)
     parts: dict[Part, float] = {
-        "weights": weights,
+        "weights": _weights(model, Method(linear_bytes=linear_bytes), width),
         "kv_cache": cache + grown,
-        "activations": _forward(model, prompt, width) + repeated + prompt.mask_elements * 3,
+        "activations": _forward(model, prompt, width) + repeated + prompt.mask_elements * 3 + unpacked,
         "logits": scores,
     }
     gaps = GAPS * (parts["activations"] + scores) + CACHE_GAPS * parts["kv_cache"]
@@ -402,6 +421,34 @@ def _generating_parts(spec: Json, model: ModelFacts, data: DataReport, width: in
     return {name: round(size) for name, size in parts.items()}
 
 
+def inference_bytes(
+    model: ModelFacts, size: int, prompt: int, new_tokens: int, dtype: str, *, quantization: str = "none", on_gpu: bool
+) -> int:
+    """What a batch of `size` prompts of so many tokens needs while it is answered. `dtype`: float32, bfloat16 or float16."""
+    batch = _Batch(size, prompt, packed=False)
+    bits = QUANTISED_BYTES[quantization]
+    return sum(_inference_parts(model, batch, prompt + new_tokens, WIDTH[dtype], on_gpu, linear_bytes=bits).values())
+
+
 def _forward(model: ModelFacts, batch: _Batch, width: int) -> float:
     """What one layer holds at once on the way forward."""
     return batch.tokens * width * (4 * model.hidden + 2 * model.feed_forward + model.attention + 2 * model.key_value)
+
+
+# -- benchmarks ---------------------------------------------------------------------------------------------------------
+
+
+def _benchmark(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
+    """The least that it can do with: what does not fit beyond that is its result, and no reason to refuse it."""
+    cells = len(spec["dtypes"]) * len(spec["quantizations"]) * len(spec["batch_sizes"]) * len(spec["prompt_lengths"])
+    if facts.model is None:
+        return Estimate(steps=cells)
+    batch = _Batch(min(spec["batch_sizes"]), min(spec["prompt_lengths"]), packed=False)
+    longest = batch.length + spec["new_tokens"]
+    width = min(_width({"dtype": dtype}, on_gpu) for dtype in spec["dtypes"])
+    ways = [
+        _inference_parts(facts.model, batch, longest, width, on_gpu, linear_bytes=QUANTISED_BYTES[name])
+        for name in spec["quantizations"]
+    ]
+    parts = min(ways, key=lambda way: sum(way.values()))
+    return Estimate(steps=cells, vram_bytes=sum(parts.values()), parts=parts)

@@ -124,27 +124,14 @@ def _load(run: Run, device: weights.Device, *, learns: bool) -> Any:
     """The model as its method needs it: all weights that learn in float32, frozen ones in what is computed in, or in 4 bits."""
     spec = run.order.spec
     if spec["method"] == "qlora":
-        return weights.load_model(run.order, device, trainable=learns, quantization=_four_bits(spec, device))
+        kind, double = spec["bnb_4bit_quant_type"], spec["bnb_4bit_use_double_quant"]
+        quantization = weights.few_bits(kind, device, double=double)
+        return weights.load_model(run.order, device, trainable=learns, quantization=quantization)
     if spec["method"] != "full":
         return weights.load_model(run.order, device, trainable=learns)
     # not "trainable": an adapter that comes with the model is merged into it, and then everything learns
     dtype = "float32" if learns and not spec["pure_bf16"] else ""
     return weights.load_model(run.order, device, trainable=False, dtype=dtype).requires_grad_(learns)
-
-
-def _four_bits(spec: Mapping[str, Any], device: weights.Device) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-        from transformers import BitsAndBytesConfig
-    except ImportError as error:
-        hint = "On the rig: pip install 'overnight[qlora]'."
-        raise JobError(Cause.BAD_INPUT, "Method qlora needs the package bitsandbytes.", hint) from error
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=spec["bnb_4bit_quant_type"],
-        bnb_4bit_use_double_quant=spec["bnb_4bit_use_double_quant"],
-        bnb_4bit_compute_dtype=getattr(torch, device.dtype),
-    )
 
 
 # -- how many rows at once ----------------------------------------------------------------------------------------------

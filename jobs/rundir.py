@@ -126,6 +126,16 @@ class RunDir:
         """Where a generation leaves its rows."""
         return self.output / "generations.jsonl"
 
+    @property
+    def cells(self) -> Path:
+        """Where a benchmark leaves the row of each cell."""
+        return self.output / "cells.jsonl"
+
+    @property
+    def table(self) -> Path:
+        """The same rows as a page for people."""
+        return self.output / "table.md"
+
     def create(self) -> None:
         """Make the folder and those inside it; harmless when they are there."""
         for folder in (self.path, self.checkpoints, self.output):
@@ -150,6 +160,13 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     draft.replace(path)
     if durable:
         sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same with a text; it survives no power cut."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(text)
+    draft.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -11,9 +11,11 @@ and beside each: `max_concurrent`, `goal`, `halving`. What documents that makes:
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
 
+from jobs.differences import flat
 from jobs.spec import FieldError, InvalidSpec, Line, nearest
+from jobs.spec.common import Document
 
 MAX_SWEEP = 10_000
 WAYS = ("grid", "space", "points", "csv")
@@ -29,10 +31,8 @@ SWEEP_DESCRIPTION = f"""How the base is changed, field by field (`lora.r`, `argv
 One of `grid`, `space` (with `samples`), `points`, `csv`; fields with lists of values alone are a grid."""
 
 
-class Words(BaseModel):
+class Words(Document):
     """A part of a sweep's document."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 P = TypeVar("P", bound=Words)
@@ -116,6 +116,11 @@ class Sweep(SweepFacts):
     id: str
     last: str
     created_at: float
+
+    def is_base(self, point: Mapping[str, Any]) -> bool:
+        """Whether a job's point says what the base says: the others are measured by that one."""
+        base = {**self.base, **dict(flat(self.base))}
+        return bool(point) and all(base.get(name) == value for name, value in point.items())
 
 
 def sweep_properties() -> dict[str, Any]:

@@ -158,6 +158,26 @@ def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", qu
     return model if trainable else model.eval()
 
 
+def few_bits(name: str, to: Device, *, double: bool = False) -> Any:
+    """The BitsAndBytesConfig of a quantisation: nf4 and fp4 (`double`: their scales, too), or int8. Raises JobError without bitsandbytes."""
+    import torch
+
+    try:
+        import bitsandbytes  # noqa: F401
+        from transformers import BitsAndBytesConfig
+    except ImportError as error:
+        hint = "On the rig: pip install 'overnight[qlora]'."
+        raise JobError(Cause.BAD_INPUT, f"Weights in {name} need the package bitsandbytes.", hint) from error
+    if name == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=name,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=getattr(torch, to.dtype),
+    )
+
+
 def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
     from peft import PeftModel
 

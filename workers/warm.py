@@ -27,6 +27,7 @@ MODULES = {
     "trl": ("SFTTrainer", "SFTConfig"),
     "jobs.finetune": (),
     "jobs.generate": (),
+    "jobs.benchmark": (),
 }
 SELF_TEST_S = 60.0
 #: madvise(2); MADV_COLLAPSE since Linux 6.1. The size is x86-64's and ARM's with 4 KiB pages.

@@ -9,12 +9,15 @@ import click
 
 from api.cli import follow, output, screens
 from api.cli.session import Session, fate, with_rig
+from api.client import ApiProblem
 
 Json = dict[str, Any]
 
 LISTED = 50
 REFRESH_S = 2.0
 SHOWN_LOG_LINES = 200
+#: Results that are a page for people, by kind of job.
+TABLES = {"benchmark": "output/table.md"}
 
 
 @click.command("ls")
@@ -24,6 +27,9 @@ SHOWN_LOG_LINES = 200
 @click.option("--failed", "state", flag_value="failed", help="Only what failed.")
 @click.option("--kind", help="One kind.")
 @click.option("--tag", help="One tag.")
+@click.option("--cause", help="What failed by one cause, as in --cause oom_gpu.")
+@click.option("--sweep", help="One sweep by its number; none: jobs of no sweep.")
+@click.option("--since", metavar="WHEN", help="What ended since: 12h, 7d, 2026-11-24T22:00.")
 @click.option("-n", "limit", type=click.IntRange(1, 200), default=LISTED, show_default=True, help="How many at most.")
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @with_rig
@@ -59,6 +65,8 @@ def show(session: Session, job: str) -> None:
     for name, value in sorted((record.get("spec") or {}).items()):
         if value not in (None, "", [], {}):
             output.say(f"  {name} = {output.clean_line(json.dumps(value, ensure_ascii=False))}", err=False)
+    if table := _table(session, record):
+        output.say(f"\n{table}", err=False)
     output.say(session.page_of(record["id"]), err=False)
 
 
@@ -109,6 +117,16 @@ def wait(session: Session, jobs: tuple[str, ...]) -> None:
 
 
 COMMANDS = (ls, show, logs, wait)
+
+
+def _table(session: Session, job: Mapping[str, Any]) -> str:
+    """What a job of this kind has measured so far; "" before it has measured anything, and for other kinds."""
+    if job["kind"] not in TABLES:
+        return ""
+    try:
+        return session.client.text(str(job["id"]), TABLES[job["kind"]])
+    except ApiProblem:
+        return ""
 
 
 def _watch_list(session: Session, filters: Mapping[str, Any]) -> None:

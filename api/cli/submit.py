@@ -24,7 +24,7 @@ class SubmitGroup(Commands):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Both ways."""
-        formatter.write_usage(ctx.command_path, "finetune|generate|export|run [FLAGS]")
+        formatter.write_usage(ctx.command_path, "finetune|generate|benchmark|export|run [FLAGS]")
         formatter.write_usage(ctx.command_path, "FILE.toml|.yaml|.json [FLAGS]")
         formatter.write_usage(ctx.command_path, "POINTS.csv --base FILE [FLAGS]")
 
@@ -104,6 +104,16 @@ def generate(session: Session, **values: Any) -> None:
     Example: submit generate --model NAME --adapter job:141 --data prompts.jsonl
     """
     _submit(session, "generate", values)
+
+
+@_command("benchmark", "benchmark")
+@how_to_submit
+def benchmark(session: Session, **values: Any) -> None:
+    """Measure how fast a model runs: tokens/s, latency, memory and energy over batch sizes and lengths.
+
+    Example: submit benchmark --model NAME --batch-sizes 1,8 --prompt-lengths 128,1024 --quantizations none,nf4
+    """
+    _submit(session, "benchmark", values)
 
 
 @_command("export", "export")

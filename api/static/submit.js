@@ -28,6 +28,31 @@ async function check() {
     // the rig is away for a moment: the next key asks again, and the button tells
   }
   document.getElementById("outlook").removeAttribute("aria-busy");
+  preview();
+}
+
+// What a fine-tune would learn from takes the rig longer: one question at a time, and only when the answer may be another one.
+let previewed = "";
+let previewing = false;
+
+async function preview() {
+  const asked = new URLSearchParams(new FormData(form));
+  asked.delete("key");
+  if (previewing || asked.toString() === previewed) return;
+  previewing = true;
+  previewed = asked.toString();
+  try {
+    const answer = await fetch("/fragments/preview", { method: "POST", body: asked });
+    if (answer.ok && !answer.redirected) {
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("preview");
+      const old = document.getElementById("preview");
+      if (fresh && !old.isEqualNode(fresh)) old.replaceWith(fresh);
+    }
+  } catch {
+    previewed = ""; // the next key asks again
+  }
+  previewing = false;
+  if (previewed) preview();
 }
 
 function show(html) {

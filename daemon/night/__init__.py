@@ -9,7 +9,7 @@ span.py        which hours a night is
 
 from daemon.night.build import night
 from daemon.night.model import Colour, Night
-from daemon.night.read import read_last, read_named, read_since
+from daemon.night.read import calendar, read_last, read_named, read_since
 from daemon.night.records import Records
 
-__all__ = ["Colour", "Night", "Records", "night", "read_last", "read_named", "read_since"]
+__all__ = ["Colour", "Night", "Records", "calendar", "night", "read_last", "read_named", "read_since"]

@@ -118,7 +118,7 @@ def _base_of_sweep(job: Job, known: Mapping[str, Job], records: Records) -> Job 
 def _is_base(job: Job, records: Records) -> bool:
     """Whether its point says what the sweep's base says."""
     sweep = records.sweeps.get(job.sweep)
-    return sweep is not None and bool(job.point) and all(sweep.base.get(k) == v for k, v in job.point.items())
+    return sweep is not None and sweep.is_base(job.point)
 
 
 def _is_bare(other: Job, job: Job) -> bool:

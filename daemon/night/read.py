@@ -6,7 +6,7 @@ Raises redis.RedisError while the queue does not answer.
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, time
 from itertools import islice
 from typing import Any
 
@@ -20,10 +20,10 @@ from daemon.night.build import night
 from daemon.night.log_line import decisive_line
 from daemon.night.model import Heartbeat, Night
 from daemon.night.records import Records
-from daemon.night.span import Span
+from daemon.night.span import Calendar, Span
 from daemon.plan import Facts
 from daemon.settings import Settings
-from daemon.store import Store, UnknownSweep
+from daemon.store import Store, UnknownSweep, Wanted
 from daemon.supervisor import worker_name
 from jobs.model import Cause, Job, State
 from jobs.rundir import run_dir
@@ -55,7 +55,7 @@ def read_last(
 ) -> Night:
     """The night that goes on or was last, up to now. `facts`: when they are at hand already."""
     look = _Look(store, settings, now, facts or ledger.facts(now, settings))
-    found = span.last(settings.windows, settings.zone, now, look.first_start, visit=visit)
+    found = calendar(settings).last(now, look.work, visit=visit)
     return night(look.records(found, forecast))
 
 
@@ -64,7 +64,7 @@ def read_named(
 ) -> Night:
     """The night of a date, made anew from records and telemetry."""
     look = _Look(store, settings, now, ledger.facts(now, settings))
-    return night(look.records(span_of(settings, now, day, look.first_start), forecast))
+    return night(look.records(calendar(settings).named(day, now, look.work), forecast))
 
 
 def read_since(
@@ -79,16 +79,16 @@ def read_since(
 ) -> Night:
     """Any hours; up to now when no end is given."""
     look = _Look(store, settings, now, ledger.facts(now, settings))
-    found = span.given(since, now if until is None else until, settings.zone, now)
+    found = calendar(settings).given(since, now if until is None else until, now)
     if until is None:
         found = Span(found.date, found.since, now, False, found.began_by)
     return night(look.records(found, forecast))
 
 
-def span_of(settings: Settings, now: float, day: date, first_start: span.FirstStart) -> Span:
-    """The hours of a date's night: up to where its jobs have saved or ended, too."""
+def calendar(settings: Settings) -> Calendar:
+    """How this rig's nights follow each other."""
     after_s = settings.window_overrun_s if settings.window_end == "finish" else settings.grace_s
-    return span.named(day, settings.windows, settings.zone, now, first_start, after_s=after_s)
+    return Calendar(settings.windows, settings.zone, time.fromisoformat(settings.report_at), after_s)
 
 
 def jobs_since(store: Store, facts: Facts, start: float, end: float) -> list[Job]:
@@ -141,9 +141,16 @@ class _Look:
                 return [job for job in jobs if job.finished_at is None or job.finished_at >= start]
         return self._jobs.setdefault((start, end), jobs_since(self.store, self.facts, start, end))
 
-    def first_start(self, start: float, end: float) -> float | None:
-        starts = (run.started_at for job in self.jobs(start, end) for run in job.attempts)
-        return min((at for at in starts if start <= at < end), default=None)
+    def work(self, start: float, end: float) -> tuple[float, float] | None:
+        """When a job first and last ran or ended in this time."""
+        moments: list[float] = []
+        for job in self.jobs(start, end):
+            for run in job.attempts:
+                if run.started_at < end and (run.ended_at is None or run.ended_at > start):
+                    moments += max(start, run.started_at), min(end, run.ended_at or end)
+            if job.finished_at is not None and start <= job.finished_at < end:
+                moments.append(job.finished_at)
+        return (min(moments), max(moments)) if moments else None
 
     def records(self, found: Span, forecast: Forecast | None) -> Records:
         store, settings, facts = self.store, self.settings, self.facts
@@ -233,10 +240,10 @@ def _baselines(store: Store, jobs: Sequence[Job], sweeps: Mapping[str, Sweep], f
     done = [job for job in jobs if job.state is State.SUCCEEDED and found.since <= (job.finished_at or 0) <= found.until]  # fmt: skip
     if not done:
         return []
-    tagged = list(store.page(tag=BASELINE_TAG, state=None, limit=BASELINES_READ).jobs)
+    tagged = list(store.page(Wanted(tag=BASELINE_TAG), limit=BASELINES_READ).jobs)
     first = list(store.get_many(list(sweeps)).values())
     kinds = {job.kind for job in done if job.spec.get("adapter")}
-    bare = [job for kind in sorted(kinds) for job in store.page(kind=kind, limit=BASELINES_READ).jobs]
+    bare = [job for kind in sorted(kinds) for job in store.page(Wanted(kind=kind), limit=BASELINES_READ).jobs]
     return [job for job in {j.id: j for j in (*tagged, *first, *bare)}.values() if (job.finished_at or found.until + 1) <= found.until]  # fmt: skip
 
 

@@ -1,20 +1,23 @@
 """Which hours a night is. Pure.
 
-A night has the date of its evening and lies between that noon and the next one. With windows it is the longest opening in
-there; without, it begins with the first start after 18:00.
+A night has the date of its evening and goes from report to report: from the report's hour of that day to the report's hour of
+the next one, or to where the window closes when it is still open then. So every end of a job belongs to one night, by day too.
+Of these hours a night shows those from its window's opening (without windows: from 18:00) on, and from before when something
+ran before.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from daemon.window import Windows
 
-NOON, EVENING = 12, 18
+EVENING = time(18)
+DAY = timedelta(days=1)
 
-#: The first start of a job in a time; None when nothing started.
-FirstStart = Callable[[float, float], float | None]
+#: When a job first and last ran or ended in a time; None when nothing did.
+Work = Callable[[float, float], tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
@@ -28,46 +31,94 @@ class Span:
     began_by: str
 
 
-def named(day: date, windows: Windows, zone: ZoneInfo, now: float, first_start: FirstStart, *, after_s: float = 0.0) -> Span:  # fmt: skip
-    """The night of a date. `after_s`: so long after closing time its jobs may still save their work or end."""
-    if (opening := _opening(day, windows, zone)) is not None:
-        since, end, how = opening[0], opening[1] + after_s, "window"
-    else:
-        evening, end = at(day, EVENING, zone), at(day + timedelta(days=1), NOON, zone)
-        first = first_start(evening, min(end, now)) if now > evening else None
-        since, how = (evening, "evening") if first is None else (first, "start")
-    return Span(day, since, max(since, min(now, end)), now >= end, how)
+@dataclass(frozen=True)
+class Calendar:
+    """How a rig's nights follow each other."""
 
+    windows: Windows
+    zone: ZoneInfo
+    #: The hour of the report.
+    report: time
+    #: So long after closing time jobs may still save their work or end.
+    after_s: float = 0.0
 
-def last(windows: Windows, zone: ZoneInfo, now: float, first_start: FirstStart, *, visit: float | None = None) -> Span:
-    """The night that is going on or was last, up to now. `visit`: from there, where no window and no start says more."""
-    day = last_date(windows, zone, now)
-    found = named(day, windows, zone, now, first_start)
-    if visit is not None and found.began_by == "evening" and visit < now:
-        return Span(day, visit, now, False, "visit")
-    return Span(day, min(found.since, now), now, False, found.began_by)
+    def named(self, day: date, now: float, work: Work) -> Span:
+        """The night of a date, as far as it has come."""
+        low, high = self.ends(day - DAY), self.ends(day)
+        opening = self._opening(day)
+        since, how = (self.begins(day), "evening") if opening is None else (max(low, opening[0]), "window")
+        until = high if opening is None else min(high, opening[1] + self.after_s)
+        worked = work(low, min(high, now)) if now > low else None
+        if worked is not None:
+            first, last = worked
+            how = "start" if first < since or how == "evening" else how
+            since, until = min(since, first) if opening else first, max(until, last)
+        return Span(day, since, max(since, min(now, until)), now >= high, how)
 
+    def last(self, now: float, work: Work, *, visit: float | None = None) -> Span:
+        """The night that goes on or was last, up to now. `visit`: from there, where no window and no work says more."""
+        day = self.last_date(now)
+        found = self.named(day, now, work)
+        if visit is not None and found.began_by == "evening" and visit < now:
+            return Span(day, visit, now, False, "visit")
+        return Span(day, min(found.since, now), now, False, found.began_by)
 
-def given(since: float, until: float, zone: ZoneInfo, now: float) -> Span:
-    """Any hours; their date is that of the evening before their end."""
-    return Span(date_of(min(until, now) - 1, zone), since, min(until, now), now >= until, "given")
+    def given(self, since: float, until: float, now: float) -> Span:
+        """Any hours; their date is that of the evening before their end."""
+        return Span(self.last_date(min(until, now) - 1), since, min(until, now), now >= until, "given")
 
+    def last_date(self, now: float) -> date:
+        """The date of the night that goes on or was last: by day it is still the last one."""
+        day = self.date_of(now)
+        return day if now >= self.begins(day) else day - DAY
 
-def last_date(windows: Windows, zone: ZoneInfo, now: float) -> date:
-    """The date of the night that goes on or was last."""
-    day = date_of(now, zone)
-    return day if now >= begins(day, windows, zone) else day - timedelta(days=1)
+    def date_of(self, moment: float) -> date:
+        """The date of the night that what ends at a moment belongs to."""
+        day = datetime.fromtimestamp(moment, self.zone).date()
+        return day if moment >= self.ends(day - DAY) else day - DAY
 
+    def begins(self, day: date) -> float:
+        """When a date's night begins at the latest: at its window's opening, or in the evening."""
+        opening = self._opening(day)
+        return max(self.ends(day - DAY), opening[0] if opening else self._at(day, EVENING))
 
-def date_of(moment: float, zone: ZoneInfo) -> date:
-    """The evening whose night a moment belongs to: it changes at noon."""
-    local = datetime.fromtimestamp(moment, zone)
-    return local.date() if local.hour >= NOON else local.date() - timedelta(days=1)
+    def ends(self, day: date) -> float:
+        """When a date's night is over, and the next one's first job may end."""
+        report, evening = self.report_at(day), self._at(day + DAY, EVENING)
+        probe = report - self.after_s
+        closes = self.windows.closes_at(probe, self.zone) if self.windows.ranges else None
+        # a window that is open all day is no reason to wait
+        return max(report, closes + self.after_s) if closes is not None and closes <= evening else report
 
+    def report_at(self, day: date) -> float:
+        """When a date's night is reported: in the morning after it."""
+        return self._at(day + DAY, self.report)
 
-def at(day: date, hour: int, zone: ZoneInfo) -> float:
-    """An hour of a day as epoch seconds."""
-    return datetime(day.year, day.month, day.day, hour, tzinfo=zone).astimezone(UTC).timestamp()
+    def _at(self, day: date, moment: time) -> float:
+        return datetime.combine(day, moment, self.zone).astimezone(UTC).timestamp()
+
+    def _opening(self, day: date) -> tuple[float, float] | None:
+        """The longest opening that begins between a date's report and the next; None without one, or when it never closes."""
+        if not self.windows.ranges:
+            return None
+        low, high = self._at(day, self.report), self._at(day + DAY, self.report)
+        found: list[tuple[float, float]] = []
+        moment = low
+        if self.windows.is_open(low - 1, self.zone):  # that one began before
+            closes = self.windows.closes_at(low - 1, self.zone)
+            if closes is None or closes >= high:
+                return None
+            moment = closes
+        while moment < high:
+            opens = moment if self.windows.is_open(moment, self.zone) else self.windows.opens_at(moment, self.zone)
+            if opens is None or opens >= high:
+                break
+            closes = self.windows.closes_at(opens, self.zone)
+            if closes is None:
+                return None
+            found.append((opens, closes))
+            moment = closes
+        return max(found, key=lambda span: span[1] - span[0], default=None)
 
 
 def openings(windows: Windows, zone: ZoneInfo, start: float, end: float) -> Iterator[tuple[float, float]]:
@@ -80,33 +131,3 @@ def openings(windows: Windows, zone: ZoneInfo, start: float, end: float) -> Iter
             moment = closes
         else:
             moment = windows.opens_at(moment, zone) or end
-
-
-def begins(day: date, windows: Windows, zone: ZoneInfo) -> float:
-    """When a date's night can begin at the earliest: at its window's opening, or at 18:00."""
-    opening = _opening(day, windows, zone)
-    return at(day, EVENING, zone) if opening is None else opening[0]
-
-
-def _opening(day: date, windows: Windows, zone: ZoneInfo) -> tuple[float, float] | None:
-    """The longest opening that begins between this noon and the next; None when there is none, or it never closes."""
-    if not windows.ranges:
-        return None
-    low, high = at(day, NOON, zone), at(day + timedelta(days=1), NOON, zone)
-    found: list[tuple[float, float]] = []
-    moment = low
-    if windows.is_open(low - 1, zone):  # that one began before
-        closes = windows.closes_at(low - 1, zone)
-        if closes is None or closes >= high:
-            return None
-        moment = closes
-    while moment < high:
-        opens = moment if windows.is_open(moment, zone) else windows.opens_at(moment, zone)
-        if opens is None or opens >= high:
-            break
-        closes = windows.closes_at(opens, zone)
-        if closes is None:
-            return None
-        found.append((opens, closes))
-        moment = closes
-    return max(found, key=lambda span: span[1] - span[0], default=None)

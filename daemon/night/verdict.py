@@ -73,8 +73,8 @@ def _rest(waits: Waits, counts: Counts, records: Records) -> str:
         return "the queue is empty"
     if waits.drains_at is None:
         return f"{count(counts.queued, 'job')} waiting" if counts.queued else ""
-    about = "about " if waits.sure else "perhaps about "
-    return f"the queue is empty {about}{clock(waits.drains_at, records.now, records.zone)}"
+    will = "will be" if waits.sure else "may be"
+    return f"the queue {will} empty about {clock(waits.drains_at, records.now, records.zone)}"
 
 
 def _doubts(records: Records, idle: Sequence[Idle]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from daemon.facts import disk_hold, problem_of
 from daemon.notify.decide import Seen, Trouble
 from daemon.rig import Slot
 from daemon.settings import Settings
-from daemon.store import BEAT_TTL_S, Store
+from daemon.store import BEAT_TTL_S, Store, Wanted
 from daemon.supervisor import STABLE_S, WORKER
 from daemon.telemetry import Live
 from jobs.model import Job, State
@@ -83,7 +83,7 @@ class Lookout:
             return True
         if waiting > HELD_READ:
             return False
-        return all(job.held for job in self._store.page(state=State.QUEUED, limit=HELD_READ).jobs)
+        return all(job.held for job in self._store.page(Wanted(states=(State.QUEUED,)), limit=HELD_READ).jobs)
 
     def _ended(self) -> list[Job]:
         """This rig's jobs that ended since the last look, in order."""

@@ -80,7 +80,7 @@ class Messenger:
         self._rules = Rules(
             rig=settings.rig,
             zone=settings.zone,
-            report=settings.notify_report,
+            report=settings.report_rule,
             jobs=settings.notify_jobs,
             prefix=f"{settings.rig}: " if settings.redis_url else "",
         )

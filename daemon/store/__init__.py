@@ -9,6 +9,7 @@ Each recognises its own repeat, so that a lost reply may simply be asked again.
     submission.py   submit, repeated, restore              by api, `overnight reindex`
     lists.py        get, page, ended, counts               by everybody
     search.py       search                                 by the page
+    wanted.py       which jobs somebody asks for
     attempts.py     offer, claim, renew, finish            by the loop (offers) and the workers
     wishes.py       wish, arrange, retry, abandon, delete  by api and the loop
     sweeps.py       sweep, cancel_sweep, rungs             by api and sweep_watch.py
@@ -18,19 +19,21 @@ Each recognises its own repeat, so that a lost reply may simply be asked again.
 
 from daemon.store.attempts import Attempts, Occupant, OldEpoch, SlotTaken
 from daemon.store.keys import ENTRYPOINT, ORDER, mailbox
-from daemon.store.lists import Lists, Page, matches
+from daemon.store.lists import Lists, Page
 from daemon.store.records import UnknownJob
 from daemon.store.rigs import BEAT_TTL_S, Rigs
-from daemon.store.search import Search, Wanted, after
+from daemon.store.search import Search, after
 from daemon.store.stream import Event, Stream, parse_event
 from daemon.store.submission import RepeatedDifferently, Submission, new_job
 from daemon.store.sweeps import UnknownSweep
+from daemon.store.wanted import NO_SWEEP, Wanted
 from daemon.store.wire import connect
 from daemon.store.wishes import Wishes
 
 __all__ = [
     "BEAT_TTL_S",
     "ENTRYPOINT",
+    "NO_SWEEP",
     "ORDER",
     "Event",
     "Occupant",
@@ -45,7 +48,6 @@ __all__ = [
     "after",
     "connect",
     "mailbox",
-    "matches",
     "new_job",
     "parse_event",
 ]

@@ -6,11 +6,13 @@ from typing import cast
 
 from daemon.store.keys import ENDED, JOBS, kind_key, state_key, tag_key
 from daemon.store.records import Records
+from daemon.store.wanted import Wanted
 from daemon.store.wire import TOGETHER, chunks, texts
 from jobs.model import Job, State
 
 #: How many records a filtered page may look at before it hands back a cursor.
 SCANNED_PER_PAGE = 2_000
+EVERY = Wanted()
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,12 @@ class Lists(Records):
                 pipe.zcard(state_key(state))
             return dict(zip([str(state) for state in State], pipe.execute(), strict=True))
 
-    def page(
-        self,
-        *,
-        state: State | None = None,
-        kind: str | None = None,
-        tag: str | None = None,
-        text: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
+    def page(self, wanted: Wanted = EVERY, *, limit: int = 50, cursor: str | None = None) -> Page:
         """Jobs that match, newest first. Reads one index in order, however many jobs there are.
 
         `next` may be set on a short page: the scan stopped at its bound and goes on from there.
         """
-        index = state_key(state) if state else tag_key(tag) if tag else kind_key(kind) if kind else JOBS
+        index = _index(wanted)
         found: list[Job] = []
         below, scanned = f"({cursor}" if cursor else "+inf", 0
         while scanned < SCANNED_PER_PAGE:
@@ -68,7 +61,7 @@ class Lists(Records):
             for job in self._fetch(ids):
                 if len(found) == limit:
                     return Page(tuple(found), found[-1].id)
-                if matches(job, state, kind, tag, text):
+                if wanted.holds(job):
                     found.append(job)
             scanned += len(ids)
             if len(ids) <= limit:
@@ -97,11 +90,9 @@ class Lists(Records):
         return [job for chunk in chunks(texts(found), TOGETHER) for job in self._fetch(chunk)]
 
 
-def matches(job: Job, state: State | None, kind: str | None, tag: str | None, text: str | None) -> bool:
-    """Whether a filtered list holds it."""
-    return (
-        (state is None or job.state is state)
-        and (kind is None or job.kind == kind)
-        and (tag is None or tag in job.tags)
-        and (not text or text.lower() in job.name.lower() or text == job.id)
-    )
+def _index(wanted: Wanted) -> str:
+    """The shortest list that has every job that can match."""
+    states = (State.FAILED,) if wanted.causes else wanted.states  # only a failure has a cause
+    if len(states) == 1:
+        return state_key(states[0])
+    return tag_key(wanted.tag) if wanted.tag else kind_key(wanted.kind) if wanted.kind else JOBS

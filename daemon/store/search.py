@@ -3,15 +3,15 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
 from daemon.store.keys import ENDED, job_key, kind_key, state_key, tag_key
 from daemon.store.lists import Page
 from daemon.store.records import Records
+from daemon.store.wanted import Wanted
 from daemon.store.wire import text, texts
-from jobs.model import Cause, Job, State
+from jobs.model import Job, State
 
 ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 #: An index with no more members than this is read whole and put in order; else the ends are gone through from the latest.
@@ -24,31 +24,6 @@ PLAIN = re.compile(r"[A-Za-z0-9 _.,:;=()+-]*")
 
 #: The moment of an end, and the job: where a page stops.
 Place = tuple[float, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Conditions that all hold. What is empty is no condition."""
-
-    states: tuple[State, ...] = ()
-    causes: tuple[Cause, ...] = ()
-    kind: str = ""
-    tag: str = ""
-    sweep: str = ""
-    text: str = ""
-    ended_since: float | None = None
-
-    def holds(self, job: Job) -> bool:
-        """Whether a job is one of those."""
-        return (
-            (not self.states or job.state in self.states)
-            and (not self.causes or (job.outcome is not None and job.outcome.cause in self.causes))
-            and (not self.kind or job.kind == self.kind)
-            and (not self.tag or self.tag in job.tags)
-            and (not self.sweep or job.sweep == self.sweep)
-            and (not self.text or self.text.lower() in job.name.lower() or self.text == job.id)
-            and (self.ended_since is None or (job.finished_at or 0.0) >= self.ended_since)
-        )
 
 
 class Search(Records):
@@ -91,12 +66,14 @@ class Search(Records):
         if wanted.kind:
             sets.append([kind_key(wanted.kind)])
         smallest, size = self._smallest(sets)
-        since = wanted.ended_since
-        with_since = self.redis.zcount(ENDED, since, "+inf") if since is not None else None
-        if size <= SMALL and (with_since is None or int(with_since) > size):
+        since, until = wanted.ended_since, wanted.ended_until
+        low = since if since is not None else float("-inf")
+        top = until if until is not None else float("inf")
+        is_bounded = since is not None or until is not None
+        if size <= SMALL and (not is_bounded or int(self.redis.zcount(ENDED, low, top)) > size):
             yield from self._small(smallest, after)
         else:
-            yield from self._ends(since, after)
+            yield from self._ends(low, top, after)
 
     def _smallest(self, sets: Sequence[Sequence[str]]) -> tuple[Sequence[str], int]:
         with self.redis.pipeline(transaction=False) as pipe:
@@ -112,9 +89,8 @@ class Search(Records):
         places = [(float(end), job_id) for job_id, end in zip(ids, ends, strict=True) if end is not None]
         return (place for place in sorted(places, reverse=True) if after is None or place < after)
 
-    def _ends(self, since: float | None, after: Place | None) -> Iterator[Place]:
-        top: float | str = after[0] if after else "+inf"
-        low: float | str = since if since is not None else "-inf"
+    def _ends(self, low: float, top: float, after: Place | None) -> Iterator[Place]:
+        top = min(top, after[0]) if after else top
         offset = 0
         while True:
             answer = self.redis.zrange(

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from jobs.spec.benchmark import BenchmarkSpec
 from jobs.spec.command import CommandSpec
-from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line, ModelSpec
+from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line, WithModel
 from jobs.spec.export import ExportSpec
 from jobs.spec.finetune import FinetuneSpec, LoraSpec
 from jobs.spec.generate import GenerateSpec
@@ -26,6 +27,7 @@ __all__ = [
     "KINDS",
     "MODEL_NAME",
     "RECIPES",
+    "BenchmarkSpec",
     "CommandSpec",
     "ExportSpec",
     "FieldError",
@@ -35,22 +37,23 @@ __all__ = [
     "JobSpec",
     "Line",
     "LoraSpec",
-    "ModelSpec",
     "Spec",
+    "WithModel",
     "dump",
     "nearest",
     "parse",
 ]
 
-Spec = FinetuneSpec | GenerateSpec | ExportSpec | CommandSpec
+Spec = FinetuneSpec | GenerateSpec | BenchmarkSpec | ExportSpec | CommandSpec
 KINDS: Mapping[str, type[Spec]] = {
     "finetune": FinetuneSpec,
     "generate": GenerateSpec,
+    "benchmark": BenchmarkSpec,
     "export": ExportSpec,
     "command": CommandSpec,
 }
 #: Kinds whose process needs torch: they start from the preloaded worker.
-RECIPES = frozenset({"finetune", "generate", "export"})
+RECIPES = frozenset({"finetune", "generate", "benchmark", "export"})
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,21 @@
 """Words that every kind of job document shares: names, references, types of fields, the fields of every job."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 from jobs.data.shapes import KNOWN_FIELDS
 from jobs.model import Priority
@@ -62,10 +72,43 @@ Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:=-]{0,
 #: "141" must succeed, "ended:141" only end, "failed:141" fail.
 Dependency = Annotated[str, StringConstraints(pattern=r"^((succeeded|ended|failed):)?[1-9][0-9]{0,17}$"), BeforeValidator(lambda v: str(v) if isinstance(v, int) and not isinstance(v, bool) else v)]  # fmt: skip
 Moment = Annotated[float, BeforeValidator(_epoch_seconds)]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_no_switches(cls, value: object, info: ValidationInfo) -> object:
+        """Python takes true for 1: a learning rate of `true` would train, at 1.0."""
+        if _has_switch(value) and _is_number(cls, info.field_name or ""):
+            raise ValueError("is a number here, not true or false")
+        return value
+
+
+def _is_number(model: type[BaseModel], field: str) -> bool:
+    """Whether a field takes numbers, and neither true and false nor what it likes."""
+    leaves = list(_leaves(model.model_fields[field].annotation))
+    return (int in leaves or float in leaves) and bool not in leaves and Any not in leaves
+
+
+def _leaves(annotation: object) -> Iterator[object]:
+    """The types that an annotation is made of."""
+    inner = get_args(annotation)
+    if not inner:
+        yield annotation
+    for each in inner[:1] if get_origin(annotation) is Annotated else inner:
+        yield from _leaves(each)
+
+
+def _has_switch(value: object) -> bool:
+    """Whether it is true or false, or a list or table with one of them."""
+    if isinstance(value, Mapping):
+        return any(_has_switch(each) for each in value.values())
+    if isinstance(value, list | tuple):
+        return any(_has_switch(each) for each in value)
+    return isinstance(value, bool)
 
 
 class JobSpec(Document):
@@ -97,9 +140,16 @@ class JobSpec(Document):
         return tuple(dict.fromkeys((*self.after, *(job_id for _, job_id in self.references))))
 
 
-class ModelSpec(JobSpec):
+class WithModel(JobSpec):
+    """Fields of every kind that loads a model."""
+
     model: Text = Field(description="A name in the models folder, an allowed path, a hub id, or job:N.")
     adapter: Text | None = Field(None, description="A LoRA adapter to put on the model: job:N or an allowed path.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = Field(42, ge=0, lt=2**32)
     trust_remote_code: bool = Field(False, description="Run code that comes with the model; the rig must allow it.")
+
+
+class ModelSpec(WithModel):
+    """The same, of those that compute in one precision."""
+
+    dtype: DType = "auto"

@@ -18,6 +18,7 @@ from browser.filled_rig import FilledRig, a_night, rig_at
 from live_api import address_of, start_api
 
 from daemon import redis_server
+from daemon.settings import Settings
 from daemon.store import Store, connect
 from jobs.model import Job
 
@@ -46,7 +47,7 @@ window.hide = value => { hidden = value; document.dispatchEvent(new Event('visib
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--screenshots", type=Path, help="folder to write the README's pictures to")
+    parser.addoption("--screenshots", type=Path, help="folder to write the pictures of the docs to")
 
 
 def chromium() -> str | None:
@@ -58,6 +59,13 @@ def chromium() -> str | None:
 @pytest.fixture(scope="module")  # not longer: its event loop would run on beside other tests
 def browser() -> "Iterator[Browser]":
     """Chromium without a window."""
+    with launched() as browser:
+        yield browser
+
+
+@contextmanager
+def launched(**environment: str) -> "Iterator[Browser]":
+    """The same, with more variables in its environment."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'"
     )
@@ -65,7 +73,7 @@ def browser() -> "Iterator[Browser]":
     if program is None:
         pytest.skip("no Chromium: install chromium or google-chrome, or set CHROMIUM to its path")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=list(ARGS))
+        browser = driver.chromium.launch(executable_path=program, args=list(ARGS), env={**os.environ, **environment})
         yield browser
         browser.close()
 
@@ -107,7 +115,9 @@ class Site:
 
 
 @contextmanager
-def site_of(fill: "Callable[[FilledRig], dict[str, Job]]") -> "Iterator[Site]":
+def site_of(
+    fill: "Callable[[FilledRig], dict[str, Job]]", rig_at: "Callable[[Path], Settings]" = rig_at
+) -> "Iterator[Site]":
     """A rig of its own, filled, with its API; ended again."""
     home = Path(tempfile.mkdtemp(prefix="on-"))
     settings = rig_at(home)

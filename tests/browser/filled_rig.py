@@ -39,6 +39,8 @@ class FilledRig:
     slots: tuple[Slot, ...] = GPUS
     epoch: int = 0
     busy: Mapping[str, float] = field(default_factory=dict)
+    #: From then on nobody measures; 0: the sampler lives.
+    sampler_died_at: float = 0.0
 
     def begin(self) -> None:
         """What the daemon tells at its start."""
@@ -52,9 +54,18 @@ class FilledRig:
         """The daemon's and the sampler's latest word."""
         names = [*(f"worker {slot.id}" for slot in self.slots), "api", "sampler"]
         report = {name: {"alive": True, "deaths": 0, "last_exit": None} for name in names}
+        if self.sampler_died_at:
+            report["sampler"] = {"alive": False, "deaths": 3, "last_exit": -9}
         self.store.beat(self.settings.rig, {"at": now, "pid": os.getpid(), "processes": report})
         readings = {slot.id: asdict(_reading(slot, self.busy.get(slot.id, 0.0))) for slot in self.slots}
-        value = {"at": now, "pid": os.getpid(), "source": "nvml", "problem": None, "slots": readings, "unsaved": {}}
+        value = {
+            "at": self.sampler_died_at or now,
+            "pid": os.getpid(),
+            "source": "nvml",
+            "problem": None,
+            "slots": readings,
+            "unsaved": {},
+        }
         publish(now_path(self.settings.home), value)
 
     def record(self, start: float, end: float, load: Callable[[Slot, float], float]) -> None:

@@ -11,7 +11,7 @@ from browser.filled_rig import a_night
 from until import until
 
 from api.page import PLACES
-from daemon.night.span import last_date
+from daemon.night import calendar
 from jobs.spec import parse
 from jobs.sweep import SweepFacts
 
@@ -35,7 +35,7 @@ def own_pages(site: Site) -> list[str]:
 def all_pages(site: Site) -> list[str]:
     """Those, what the navigation leads to, and what that leads to."""
     best, other, settings = site.jobs["best"].id, site.jobs["mended"].id, site.rig.settings
-    night = last_date(settings.windows, settings.zone, time.time())
+    night = calendar(settings).last_date(time.time())
     places = [href for _, href, _, _ in PLACES if href != "/"]
     return [*own_pages(site), *places, "/gpus/0", f"/nights/{night}", f"/compare?ids={best},{other}", "/jobs?state=failed"]  # fmt: skip
 

@@ -45,7 +45,7 @@ def test_a_running_job_is_followed_to_its_end(visit: Visit, site: Site) -> None:
     page.locator("#curves .plot").first.wait_for()
     page.locator(".verdict", has_text="step 2 of 3").wait_for()
     rig.finish(job, time.time(), end=End.FAILED, cause=Cause.USER_ERROR, message="It exited with status 3.")
-    page.locator(".verdict", has_text="Failed: its own error").wait_for()
+    page.locator(".verdict", has_text="Failed: program error").wait_for()
     page.locator("#act-retry").wait_for()
     assert "failed" in page.title()
 

@@ -227,7 +227,7 @@ def test_without_script_everything_can_be_read(visit: Visit, site: Site) -> None
     assert page.locator("#jobs .row").count() >= 8
     assert 'http-equiv="refresh"' in page.content()
     page.locator("#jobs a", has_text="convert to GGUF").click()
-    assert "Failed: its own error" in page.locator(".verdict").inner_text()
+    assert "Failed: program error" in page.locator(".verdict").inner_text()
     assert page.locator("#act-retry").is_visible()
     assert not page.locator("[data-copy]").is_visible(), "a button that does nothing"
 

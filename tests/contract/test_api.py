@@ -7,7 +7,7 @@ import pytest
 from live_api import COMMAND
 from starlette.testclient import TestClient
 
-from daemon.store import Store
+from daemon.store import Store, Wanted
 from jobs.model import Job, State
 
 JOBS = "/api/v1/jobs"
@@ -146,7 +146,7 @@ def test_a_waiting_job_can_be_changed_and_held(client: TestClient, store: Store,
     }
     assert job["spec"]["argv"] == ["false"]
     assert job["waiting_because"] == "held until it is released"
-    assert store.page(tag="x").jobs[0].id == "1"
+    assert store.page(Wanted(tag="x")).jobs[0].id == "1"
 
 
 def test_a_change_is_checked_like_a_submission(client: TestClient, store: Store, submit: Submit) -> None:

@@ -63,7 +63,7 @@ def test_a_rig_that_starts_anew_tells_the_same_night(
     long_running, fresh = Ledger(store), Ledger(store)
     long_running.refresh()
     told: list[Any] = [
-        read_named(store, each, settings, NOW + 1e6, date(2026, 11, 17)) for each in (long_running, fresh)
+        read_named(store, each, settings, NOW + 1e6, date(2026, 11, 18)) for each in (long_running, fresh)
     ]
     assert told[0] == told[1] and told[0].over
     assert (told[0].counts.done, told[0].counts.failed, told[0].counts.cancelled) == (1, 1, 1)

@@ -141,7 +141,7 @@ def test_a_full_disk_is_told_at_once_and_so_is_its_end(make: MakePost, server: W
 
 
 def test_the_report_goes_out_at_its_hour(make: MakePost, server: Web) -> None:
-    post = make(notify=phone(server), notify_report="13:00")
+    post = make(notify=phone(server), report_at="13:00")
     post.look()
     post.run("a")
     post.look(60)
@@ -153,7 +153,7 @@ def test_the_report_goes_out_at_its_hour(make: MakePost, server: Web) -> None:
 
 
 def test_the_report_is_the_night_as_it_was(make: MakePost, server: Web) -> None:
-    post = make(notify=phone(server), notify_report="13:00")
+    post = make(notify=phone(server), report_at="13:00")
     night = night_of(post.store, post.settings)
     post.messenger = Messenger(post.settings, post.store, post.outbox, night, now=lambda: post.now)
     post.look()

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.order import Place, Side, parse_place
-from daemon.store import ORDER, Store, UnknownJob
+from daemon.store import ORDER, Store, UnknownJob, Wanted
 from jobs.model import End, InvalidTransition, Job, Outcome, Priority, State, Wish, WishKind, priority_of
 from jobs.spec import parse
 
@@ -203,7 +203,7 @@ def test_any_sequence_of_changes_keeps_one_order_and_moves_only_what_was_named(
         lines[priority] += put(store, priority)
 
     def some(state: State) -> list[str]:
-        return sorted((job.id for job in store.page(state=state, limit=200).jobs), key=int)
+        return sorted((job.id for job in store.page(Wanted(states=(state,)), limit=200).jobs), key=int)
 
     for verb in verbs:
         waiting, running = some(State.QUEUED), some(State.RUNNING)

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.bulk import VERBS
-from api.jobs_list import since_moment
+from api.filters import moment_of
 from daemon.rig import cpu_slots
 from daemon.settings import Settings
 from daemon.store import Store, Wanted
@@ -111,6 +111,11 @@ FOUND = (
     ("since=2026-11-01&tag=a", {"1", "2"}),
     ("cause=bad_input", {"2"}),
     ("cause=nan", set()),
+    ("cause=bad_input&cause=nan&since=1h", {"2"}),
+    ("sweep=none&state=succeeded", {"1", "3"}),
+    ("until=1h", {"3"}),
+    ("since=2h&until=1h&state=succeeded", {"3"}),
+    ("until=2h", set()),
     ("q=SPECIAL", {"4"}),
     ("q=3", {"3"}),
     ("q=nothing", set()),
@@ -129,6 +134,15 @@ def test_filters_hold_together(browser: TestClient, store: Store) -> None:
     store.submit([parse({"kind": "command", "argv": ["x"]})] * 2, now=NOW, sweep=facts, points=[{"a": 1}, {"a": 2}])
     for query, found in FOUND:
         assert set(ids(browser.get(f"/jobs?{query}").text)) == found, query
+        answer = browser.get(f"/api/v1/jobs?{query}")
+        assert {job["id"] for job in answer.json()["jobs"]} == found, f"the API reads {query} as the page does"
+
+
+@pytest.mark.parametrize("query", ["since=yesterday", "until=22 o'clock", "state=done", "cause=zeal", "&".join(["tag=a"] * 60)])  # fmt: skip
+def test_the_api_refuses_a_filter_that_is_not_understood(browser: TestClient, query: str) -> None:
+    answer = browser.get(f"/api/v1/jobs?{query}")
+    assert answer.status_code == 422 and answer.json()["type"] == "urn:overnight:invalid"
+    assert browser.get(f"/jobs?{query}").status_code == 200
 
 
 def test_a_filter_that_is_not_understood_is_told_and_the_rest_counts(browser: TestClient, store: Store) -> None:
@@ -186,13 +200,13 @@ def test_moments_are_read_as_people_write_them() -> None:
     from zoneinfo import ZoneInfo
 
     berlin = ZoneInfo("Europe/Berlin")
-    assert since_moment("24h", NOW, berlin) == NOW - 86_400
-    assert since_moment("7d", NOW, berlin) == NOW - 7 * 86_400
-    assert since_moment("2026-11-18", NOW, berlin) == 1_794_956_400.0
-    assert since_moment("2026-11-18T00:00+01:00", NOW, berlin) == 1_794_956_400.0
-    assert since_moment("1794956400", NOW, berlin) == 1_794_956_400.0
+    assert moment_of("24h", NOW, berlin) == NOW - 86_400
+    assert moment_of("7d", NOW, berlin) == NOW - 7 * 86_400
+    assert moment_of("2026-11-18", NOW, berlin) == 1_794_956_400.0
+    assert moment_of("2026-11-18T00:00+01:00", NOW, berlin) == 1_794_956_400.0
+    assert moment_of("1794956400", NOW, berlin) == 1_794_956_400.0
     for text in ("", "0h", "h", "yesterday", "2026-13-01", "9" * 30):
-        assert since_moment(text, NOW, berlin) is None
+        assert moment_of(text, NOW, berlin) is None
 
 
 def test_the_page_needs_no_script_and_has_nothing_inline(browser: TestClient, store: Store) -> None:
@@ -350,11 +364,12 @@ def test_jobs_of_no_fitting_state_lead_to_no_question(browser: TestClient, store
     assert "There is nothing to retry" in answer and "sure" not in answer
 
 
-def test_chosen_jobs_can_be_compared(browser: TestClient, store: Store) -> None:
-    for _ in range(2):
-        put(store)
+def test_chosen_jobs_are_compared_with_the_baseline_first(browser: TestClient, store: Store) -> None:
+    put(store), put(store), put(store, tags=["baseline"])
     answer = browser.post("/do/bulk", data={"verb": "compare", "id": ["2", "1"]})
-    assert (answer.status_code, answer.headers["location"]) == (303, "/compare?ids=2,1")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/compare?ids=1,2"), "the one that was first"
+    answer = browser.post("/do/bulk", data={"verb": "compare", "id": ["2", "1", "3"]})
+    assert answer.headers["location"] == "/compare?ids=3,1,2"
 
 
 # -- hostile text -------------------------------------------------------------------------------------------------------------

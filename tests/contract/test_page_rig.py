@@ -19,7 +19,7 @@ from daemon.recorder import Recorder
 from daemon.rig import Slot, cpu_slots
 from daemon.samples import Identity, SlotNow, now_path, publish
 from daemon.settings import Settings, load
-from daemon.store import Store, connect
+from daemon.store import Store, Wanted, connect
 from jobs.model import End, Job, Outcome
 from jobs.spec import parse
 
@@ -174,7 +174,7 @@ def test_the_plan_names_each_job_with_its_times_and_draws_a_lane_for_each_gpu(ow
     for n in range(7):
         put(store, argv=argv, name=f"job number {n}")
     put(store, argv=argv, name="a held one")
-    held = store.page(text="held").jobs[0]
+    held = store.page(Wanted(text="held")).jobs[0]
     owner.patch(f"/api/v1/jobs/{held.id}", json={"held": True})
     text, html = text_of(owner, "/plan"), owner.get("/plan").text
     assert html.count('class="lane"') == 2 and "window closes 14:00" in text

@@ -34,6 +34,12 @@ Submit, Bring, FolderOf = Callable[..., str], Callable[[str, State], Any], Calla
 
 
 @pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A rig whose owner reads the report at noon: what ends at NOW belongs to the night of the evening before."""
+    return settings.model_copy(update={"report_at": "12:00"})
+
+
+@pytest.fixture
 def clock(app: FastAPI) -> Callable[[float], None]:
     """Sets the time that the application sees."""
 
@@ -263,6 +269,25 @@ def test_the_nights_are_listed_and_each_has_its_page(
     assert 'href="/nights/2026-11-17"' in client.get("/nights").text
     assert client.get("/nights/2031-01-01").status_code == 404
     assert client.get("/nights/nonsense").status_code == 404
+
+
+def test_each_end_is_told_in_one_dated_night_and_at_once_in_the_last_one(
+    client: TestClient,
+    settings: Settings,
+    night: Callable[..., list[str]],
+    clock: Callable[[float], None],
+    app: FastAPI,
+) -> None:
+    """The report is due at seven and two jobs end by day, outside the window: nobody has to wait for them, and none is lost."""
+    by_day = settings.model_copy(update={"report_at": "07:00", "window": "22:00-06:00"})
+    object.__setattr__(app.state.context, "settings", by_day)
+    night()
+    assert client.get(REPORT).json()["counts"]["done"] == 1, "the last night goes on until the next one begins"
+    clock(NOW + 3 * 86_400)
+    told = {day: client.get(REPORT, params={"night": day}).json() for day in ("2026-11-17", "2026-11-18", "2026-11-19")}
+    assert [(one["counts"]["done"], one["counts"]["failed"]) for one in told.values()] == [(0, 0), (1, 1), (0, 0)]
+    assert told["2026-11-18"]["since"].startswith("2026-11-18T11:06"), "it is drawn from where its first job ran"
+    assert told["2026-11-18"]["until"].startswith("2026-11-19T06:01"), "to where the window closed, and jobs had saved"
 
 
 def test_an_empty_night_has_a_report_and_leaves_no_file(

@@ -18,6 +18,7 @@ from daemon.store import (
     SlotTaken,
     Store,
     UnknownJob,
+    Wanted,
     connect,
     mailbox,
 )
@@ -199,10 +200,10 @@ def test_lists_filter_by_state_kind_tag_and_text_with_cursors(store: Store) -> N
     submit(store, 5, tags=["even"], name="sweep alpha")
     submit(store, 5, tags=["odd"], name="sweep beta")
     started(store, "7")
-    assert [job.id for job in store.page(state=State.RUNNING).jobs] == ["7"]
-    assert [job.id for job in store.page(tag="even").jobs] == ["5", "4", "3", "2", "1"]
-    assert [job.id for job in store.page(text="BETA", state=State.QUEUED).jobs] == ["10", "9", "8", "6"]
-    assert store.page(kind="finetune").jobs == ()
+    assert [job.id for job in store.page(Wanted(states=(State.RUNNING,))).jobs] == ["7"]
+    assert [job.id for job in store.page(Wanted(tag="even")).jobs] == ["5", "4", "3", "2", "1"]
+    assert [job.id for job in store.page(Wanted(text="BETA", states=(State.QUEUED,))).jobs] == ["10", "9", "8", "6"]
+    assert store.page(Wanted(kind="finetune")).jobs == ()
     seen: list[str] = []
     cursor: str | None = None
     while True:

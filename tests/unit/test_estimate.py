@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model_folders import LLAMA_3_8B, LLAMA_32_1B, MIXTRAL_8X7B, write_header, write_model
 
 from jobs.data import DataReport, check_prompts, check_training
-from jobs.estimate import Estimate, Facts, estimate, optimizer_steps
+from jobs.estimate import Estimate, Facts, estimate, inference_bytes, optimizer_steps
 from jobs.fitting import micro_batch, what_fits
 from jobs.model_facts import ModelFacts, NoFacts, identity, read_adapter, read_model
 from jobs.spec import dump, parse
@@ -349,3 +349,28 @@ def test_what_is_named_fits_and_is_a_document(
         assert batches[0] == batches[1]
         other = changed["max_length"] != spec["max_length"] or changed["method"] != spec["method"]
         assert other == change.changes_meaning
+
+
+# -- benchmarks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_benchmark_needs_what_its_smallest_cell_does(llama: ModelFacts) -> None:
+    def least(**fields: Any) -> Estimate:
+        return made(dump(parse({"kind": "benchmark", "model": "m", **fields})), llama, None)
+
+    small, whole = least(batch_sizes=[1], prompt_lengths=[128]), least(batch_sizes=[64, 1], prompt_lengths=[8192, 128])
+    assert small.vram_bytes == whole.vram_bytes
+    assert (small.steps, whole.steps) == (1, 4)
+    assert 15 * GIB < (small.vram_bytes or 0) < 17 * GIB
+    assert 5 * GIB < (least(quantizations=["none", "nf4"]).vram_bytes or 0) < 7 * GIB
+    assert least(dtypes=["float32"]).parts["weights"] == 4 * llama.parameters
+
+
+def test_a_cell_of_a_benchmark_needs_more_with_each_prompt_and_token(llama: ModelFacts) -> None:
+    def cell(size: int, prompt: int, new_tokens: int = 128, **named: Any) -> int:
+        return inference_bytes(llama, size, prompt, new_tokens, "bfloat16", on_gpu=True, **named)
+
+    # of Llama 3 8B a token's keys and values take 128 KiB
+    assert cell(8, 1024, 1152) - cell(8, 1024, 128) == pytest.approx(8 * 1024 * 128 * 1024 * 1.1, rel=0.02)
+    assert cell(1, 128) < cell(2, 128) < cell(2, 256)
+    assert cell(1, 128, quantization="nf4") < cell(1, 128, quantization="int8") < cell(1, 128)

@@ -20,6 +20,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
 EXAMPLES: list[dict[str, Any]] = [
     {"kind": "finetune", "name": "a 'quoted' <name>", "model": "org/model", "data": "/data/rows.jsonl", "learning_rate": 3e-5, "lora": {"r": 8, "target_modules": ["q_proj", "v_proj"]}, "tags": ["a", "b"], "packing": True, "assistant_only_loss": False, "after": ["3", "ended:4"], "max_runtime_s": 5400.5},
     {"kind": "generate", "model": "job:12", "data": "sha256:" + "0" * 64, "temperature": 0.7, "max_new_tokens": 64, "priority": "high", "not_before": "2026-11-25T22:00:00+01:00"},
+    {"kind": "benchmark", "model": "org/model", "batch_sizes": [1, 64], "dtypes": ["bfloat16", "float16"], "quantizations": ["none", "int8"], "repeats": 5, "max_cell_s": 60.5},
     {"kind": "command", "argv": ["python", "-c", "print('x y')", ""], "env": {"A": "1=2 3", "B": "x"}, "cwd": "/data", "retries": 2, "gpus": 2, "window": "any", "secrets": ["HF_TOKEN"]},
 ]  # fmt: skip
 

@@ -178,3 +178,11 @@ def test_the_planner_sees_seconds_by_job_for_the_slowest_card_it_could_get() -> 
     assert dict(seen) == {"3": 100.0, "5": 30.0}  # of a waiting job like no other, nothing
     known.learn(ended(job(6, argv=["x"]), 7.0))
     assert dict(seen.at(START + 20, jobs, {"GPU-0": "RTX 3090"})) == {"3": 100.0, "4": 7.0, "5": 50.0}
+
+
+def test_what_a_benchmark_filled_is_not_what_it_needs() -> None:
+    fields = {"kind": "benchmark", "model": "m", "batch_sizes": [1, 8]}
+    known = history(ended(job(1, **fields), 9.0, peak=10))
+    assert known.peak_vram_bytes(job(2, **fields)) is None
+    assert known.expected_s(job(2, **fields)) == 9.0
+    assert known.expected_s(job(2, **fields | {"batch_sizes": [1, 8, 64]})) == 9.0, "the same model, at least"

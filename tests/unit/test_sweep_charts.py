@@ -10,7 +10,7 @@ from jobs.sweep import Goal, Sweep
 RAN = Attempt(number=1, fence=1, rig="r", slots=("a",), started_at=0.0, ended_at=1.0)
 
 
-def of(points: list[dict[str, Any]], values: list[float | None], goal: Goal | None = None) -> Table:
+def of(points: list[dict[str, Any]], values: list[float | None], goal: Goal | None = None, **base: Any) -> Table:
     """A sweep whose jobs came to these values; None: it waits."""
     jobs = [
         Job(
@@ -22,7 +22,7 @@ def of(points: list[dict[str, Any]], values: list[float | None], goal: Goal | No
         for at, (point, value) in enumerate(zip(points, values, strict=True), 1)
     ]  # fmt: skip
     axes = tuple(dict.fromkeys(name for point in points for name in point))
-    sweep = Sweep(id="1", last=str(len(jobs)), name="s", method="grid", axes=axes, base={}, goal=goal, created_at=0.0)
+    sweep = Sweep(id="1", last=str(len(jobs)), name="s", method="grid", axes=axes, base=base, goal=goal, created_at=0.0)
     return table(sweep, jobs, lambda job: {})
 
 
@@ -44,6 +44,15 @@ def test_the_best_group_is_the_one_with_the_best_mean_by_the_goal() -> None:
     higher = picture(of([{"lr": 1.0}, {"lr": 2.0}], [1.0, 2.0], Goal(maximize="eval_loss")))
     assert lower.best is not None and lower.best.point == {"lr": 1.0}
     assert higher.best is not None and higher.best.point == {"lr": 2.0}
+
+
+def test_the_best_are_compared_with_the_base_or_the_first() -> None:
+    points = [{"lr": 1.0}, {"lr": 2.0}, {"lr": 3.0}]
+    assert picture(of(points, [3.0, 2.0, 1.0])).comparison == "/compare?ids=1,3,2"
+    assert picture(of(points, [3.0, 2.0, 1.0], lr=2.0)).comparison == "/compare?ids=2,3,1"
+    nested = of([{"lora.r": 8}, {"lora.r": 16}], [1.0, 2.0], lora={"r": 16})
+    assert picture(nested).comparison == "/compare?ids=2,1"
+    assert picture(of(points, [1.0, None, None])).comparison == ""
 
 
 def test_two_axes_are_a_table_with_numbers_in_its_cells() -> None:
