@@ -142,6 +142,10 @@ class Client:
         params = {"ids": ",".join(job_ids), **({"baseline": baseline} if baseline else {})}
         return self._json("GET", "/compare", params=params)
 
+    def diff(self, first: str, second: str) -> Json:
+        """What is not the same in two jobs: `same`, `document`, `environment`, `inputs`, `code`, `results`, `unknown`."""
+        return self._json("GET", "/diff", params={"jobs": f"{first},{second}"})
+
     # -- sweeps -----------------------------------------------------------------------------------------------------
 
     def sweeps(self, **filters: Any) -> Json:

@@ -26,6 +26,7 @@ VERBS = {
     "generate": "generate",
     "evaluate": "evaluate",
     "benchmark": "benchmark",
+    "export": "export",
     "command": "run",
 }
 TELEMETRY_POINTS = 150
@@ -248,7 +249,7 @@ def summary(job: Job) -> str:
     """What kind of job it is, for the line under its name."""
     parts = [{"finetune": "fine-tune", "generate": "generation", "evaluate": "evaluation"}.get(job.kind, job.kind)]
     if model := job.spec.get("model"):
-        parts.append(f"of {model}" if job.kind in ("finetune", "benchmark") else f"with {model}")
+        parts.append(f"of {model}" if job.kind in ("finetune", "benchmark", "export") else f"with {model}")
     if job.gpus > 1:
         parts.append(f"on {count(job.gpus, 'GPU')}")
     return " ".join(parts)

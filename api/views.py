@@ -265,11 +265,15 @@ class Batch(BaseModel):
 
 
 class Changes(BaseModel):
-    """What to submit for the same work again, and what is not as it was. `known`: whether the job left word of what it ran on."""
+    """What to submit for the same work again, and what is not as it was. `known`: whether the job left word of what it ran on.
+
+    `limits`: what no repetition can promise to be the same.
+    """
 
     document: dict[str, Any]
     known: bool
     changes: list[str]
+    limits: list[str] = []
 
 
 class Trial(BaseModel):

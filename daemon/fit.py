@@ -14,7 +14,7 @@ from jobs.estimate import VRAM_RESERVE_BYTES, Estimate, Facts, Outlook, estimate
 from jobs.fitting import Change, what_fits
 from jobs.known_models import known_model
 from jobs.model_facts import ModelFacts
-from jobs.spec import CommandSpec, EvaluateSpec, FieldError, FinetuneSpec, Spec, dump
+from jobs.spec import CommandSpec, EvaluateSpec, ExportSpec, FieldError, FinetuneSpec, Spec, dump
 
 GIB = 2**30
 
@@ -65,6 +65,11 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
         return facts, model
     if isinstance(spec, EvaluateSpec) and spec.tasks:
         return facts, "how long the questions of its tasks are is not known: set vram_gib"
+    if isinstance(spec, ExportSpec):
+        return (
+            facts,
+            "an export goes to the GPU when it fits into what is free there, else into main memory: set vram_gib to keep room for it",
+        )
     needs_data = "data" in type(spec).model_fields
     return facts, "its data is another job's result that is still to come" if needs_data and facts.data is None else ""
 

@@ -21,6 +21,7 @@ RECIPES = {
     "generate": "jobs.generate",
     "evaluate": "jobs.evaluate",
     "benchmark": "jobs.benchmark",
+    "export": "jobs.exports",
     "command": "jobs.command",
 }
 

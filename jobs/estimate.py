@@ -7,7 +7,7 @@ It has not been measured on a GPU by ourselves: docs/gpu-checks.md.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ CHECKPOINTS_PER_RUN = 10
 CHECKPOINTS_KEPT = 3
 #: State of scheduler, random numbers and trainer in a checkpoint.
 CHECKPOINT_REST_BYTES = 1 << 20
+#: A weight in GGUF's Q8_0: 8 bits, and one scale of 16 for 32 of them.
+Q8_0_BYTES = 1 + 2 / 32
 #: A tokenizer's files beside a result.
 TOKENIZER_BYTES = 16 << 20
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -139,6 +141,8 @@ def estimate(spec: Json, facts: Facts, *, on_gpu: bool = True) -> Estimate:
             return _evaluate(spec, facts, on_gpu)
         case "benchmark":
             return _benchmark(spec, facts, on_gpu)
+        case "export":
+            return Estimate(disk_bytes=_export_bytes(spec["to"], facts.model, _stored(spec, facts.model)))
         case _:
             return Estimate()
 
@@ -170,7 +174,8 @@ def _finetune(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
         tokens=tokens,
         vram_bytes=sum(parts.values()),
         parts=parts,
-        disk_bytes=_checkpoint_bytes(spec, learned, facts.model, steps),
+        disk_bytes=_checkpoint_bytes(spec, learned, facts.model, steps)
+        + (_export_bytes(spec["export"], facts.model, _stored(spec, facts.model)) or 0),
         flops=_flops(spec, facts.model, steps, tokens, sequences),
     )
 
@@ -371,6 +376,22 @@ def _checkpoint_bytes(spec: Json, learned: int, model: ModelFacts, steps: int | 
     if steps:
         kept = min(kept, math.ceil(steps / save_every(spec, steps)))
     return kept * one + result + TOKENIZER_BYTES
+
+
+def _stored(spec: Json, model: ModelFacts | None) -> int:
+    """A merged model: in the type that is asked for, else in the one that its base is stored in."""
+    if model is None:
+        return 0
+    if spec["dtype"] in WIDTH:
+        return model.parameters * WIDTH[spec["dtype"]]
+    return model.parameters * 2 if spec.get("method") == "qlora" else model.stored_bytes
+
+
+def _export_bytes(formats: Sequence[str], model: ModelFacts | None, merged_bytes: int) -> int | None:
+    """Room for what an export leaves; a GGUF file is made from a merged model, whether that stays or not."""
+    if model is None:
+        return None
+    return (merged_bytes if formats else 0) + (round(model.parameters * Q8_0_BYTES) if "gguf" in formats else 0)
 
 
 # -- generating ---------------------------------------------------------------------------------------------------------

@@ -14,16 +14,29 @@ from typing import Any
 import peft  # noqa: TID253
 import torch  # noqa: TID253
 
-from jobs import batches, checkpoints, environment, model_facts, preferences, preflight, preview, sft, weights
+from jobs import (
+    batches,
+    checkpoints,
+    environment,
+    exports,
+    model_facts,
+    preferences,
+    preflight,
+    preview,
+    sft,
+    trackers,
+    weights,
+)
 from jobs.best import Best
-from jobs.card import model_card
 from jobs.estimate import Facts, optimizer_steps, save_every
 from jobs.fitting import micro_batch
 from jobs.log import say
 from jobs.model import Cause
+from jobs.model_card import DataFile, trained_card
 from jobs.recorder import EvaluationStopped, Plan, Recorder
 from jobs.run import Interrupted, JobError, Run
 from jobs.rundir import keep_json_lines, read_json_lines
+from jobs.spent import Meter
 from jobs.stability import LossWatch
 from jobs.tokens import Rows, kept_apart, tokenise
 from jobs.trainers import LEARNING, Sealed, with_recorder
@@ -46,15 +59,17 @@ def run(run: Run) -> dict[str, Any]:
     """Train, or go on training. Returns the metrics of the result."""
     drafts = checkpoints.drafts(run.folder.checkpoints)
     try:
-        return _finetune(run, drafts)
+        metrics = _finetune(run, drafts)
     finally:
         shutil.rmtree(drafts, ignore_errors=True)  # all rows as tokens: large, and soon made again
+    return metrics if run.order.preflight else exports.after_training(run, metrics)
 
 
 def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
     weights.quiet_libraries()
     weights.limit_threads()
     environment.record(run)
+    meter = Meter(run.folder)
     run.phase("loading")
     device = _device(run.order.spec)
     tokenizer = weights.load_tokenizer(run.order)
@@ -66,8 +81,8 @@ def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
     model = _load(run, device, learns=True)
     _find_micro_batch(run, device, rows, eval_rows)
     if run.order.preflight:
-        return _preflight(run, model, tokenizer, device, rows, eval_rows, drafts)
-    return _learn(run, model, tokenizer, device, rows, eval_rows, resumed, drafts)
+        return _preflight(run, model, tokenizer, device, rows, eval_rows, drafts, meter)
+    return _learn(run, model, tokenizer, device, rows, eval_rows, resumed, drafts, meter)
 
 
 def _learn(
@@ -79,8 +94,10 @@ def _learn(
     eval_rows: Rows | None,
     resumed: Path | None,
     drafts: Path,
+    meter: Meter,
 ) -> dict[str, Any]:
     trainer = _trainer(run, model, tokenizer, rows, eval_rows, device, drafts)
+    trackers.join(trainer, run)
     recorder = trainer.recorder
     _stop_if_asked(run)
     _check_space(run, trainer.model)
@@ -96,7 +113,7 @@ def _learn(
     metrics["tokens"] = recorder.memory.num_tokens or None  # of all attempts: the count goes on after a resume
     metrics["tokens_per_s"] = round(tokens / trained_s, 1) if trained_s and tokens else None
     run.phase("saving", step=step, total=recorder.plan.total)
-    _leave_result(run, trainer.model, tokenizer, device, rows, metrics)
+    _leave_result(run, trainer.model, tokenizer, device, _card(run, rows, eval_rows, metrics, meter), metrics)
     return metrics
 
 
@@ -344,6 +361,7 @@ def _preflight(
     rows: Rows,
     eval_rows: Rows | None,
     drafts: Path,
+    meter: Meter,
 ) -> dict[str, Any]:
     """Everything that the training will do, once (jobs.preflight). Returns what was measured."""
     spec, watch = run.order.spec, preflight.Stopwatch()
@@ -380,7 +398,8 @@ def _preflight(
     run.phase("saving")
     with watch.time("result"):
         step = trainer.state.global_step
-        _leave_result(run, trainer.model, tokenizer, device, rows, _metrics(run, rows, None, step, recorder))
+        metrics = _metrics(run, rows, None, step, recorder)
+        _leave_result(run, trainer.model, tokenizer, device, _card(run, rows, eval_rows, metrics, meter), metrics)
     longest_s, usual_s = recorder.times[-2:]
     watch.seconds["checkpoint"] = watch.seconds["longest"] - sum(recorder.times[:-1])
     watch.seconds["step"] = min(longest_s, usual_s)  # usual rows are not slower: more is noise
@@ -421,8 +440,14 @@ def _metrics(run: Run, rows: Rows, resumed: Path | None, step: int, recorder: Re
     }
 
 
+def _card(run: Run, rows: Rows, eval_rows: Rows | None, metrics: Mapping[str, Any], meter: Meter) -> str:
+    files = [DataFile(field="data", sha256=rows.sha256, rows=rows.rows)]
+    files += [DataFile(field="eval_data", sha256=eval_rows.sha256, rows=eval_rows.rows)] if eval_rows else []
+    return trained_card(run.order, files, metrics, meter.read(run.now()))
+
+
 def _leave_result(
-    run: Run, model: Any, tokenizer: Any, device: weights.Device, rows: Rows, metrics: Mapping[str, Any]
+    run: Run, model: Any, tokenizer: Any, device: weights.Device, card: str, metrics: Mapping[str, Any]
 ) -> None:
     """The adapter, or the model, appears whole or not at all."""
     whole = run.order.spec["method"] == "full"
@@ -436,7 +461,6 @@ def _leave_result(
     else:
         model.save_pretrained(draft, selected_adapters=[LEARNING])
     tokenizer.save_pretrained(draft)
-    card = model_card(run.order.job_id, run.order.spec, rows.sha256, metrics)
     (draft / "README.md").write_text(card)
     checkpoints.make_durable(draft)
     checkpoints.put_in_place(draft, target)

@@ -15,6 +15,8 @@ preview.json       first rows as the model sees them, lengths, what is cut    (c
 stacks.txt         stack of every thread, when it hung                        (child)
 gpu.json           what its slots did at that moment                          (worker)
 preflight.json     what the preflight measured, and an answer of the model    (child)
+exports.json       what each export was made of                               (child)
+trackers.json      the run's names in trackers elsewhere                      (child)
 """
 
 import json
@@ -96,6 +98,29 @@ class RunDir:
     def model(self) -> Path:
         """Where a full fine-tune leaves its model."""
         return self.output / "model"
+
+    @property
+    def merged(self) -> Path:
+        """Where an export leaves a model with its adapter in it."""
+        return self.output / "merged"
+
+    @property
+    def gguf(self) -> Path:
+        """Where an export leaves a model as one file."""
+        return self.output / "model-Q8_0.gguf"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "exports.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where the metrics are as TensorBoard reads them."""
+        return self.output / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers.json"
 
     @property
     def generations(self) -> Path:

@@ -10,9 +10,10 @@ from typing import TypeVar
 import redis
 from rq import get_current_job
 
-from daemon.admission import read_secrets
+from daemon.for_recipes import environment_for, settings_for
 from daemon.places import resolve
 from daemon.rig import Slot
+from daemon.rig_secrets import read_secrets
 from daemon.settings import Settings, load
 from daemon.store import Store, UnknownJob
 from jobs.model import Cause, End, InvalidTransition, Job
@@ -88,6 +89,7 @@ def prepare(folder: RunDir, job: Job, settings: Settings, store: Store) -> Order
         spec=spec,
         paths=resolve(spec, settings, settings.runs, get_job=store.get),
         allow_remote_code=spec.get("model") in settings.allow_remote_code,
+        rig=settings_for(spec, settings),
     )
     order.write(folder)
     write_json(folder.state, job.to_json(), durable=False)  # the queue has it; `settle` leaves the last word
@@ -141,5 +143,5 @@ def _environment(order: Order, job: Job, settings: Settings, store: Store) -> di
         index=index,
         folder=folder.path,
         threads=max(1, threads),
-        secrets={name: known[name] for name in wanted},
+        secrets={name: known[name] for name in wanted} | environment_for(order.spec, settings),
     )

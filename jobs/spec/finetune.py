@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from jobs import batches
 from jobs.spec.common import DataFields, Document, Line, ModelSpec, PreflightSpec, Text
+from jobs.spec.export import ExportFormat
 
 Method = Literal["lora", "qlora", "full"]
 Objective = Literal["sft", "dpo", "kto"]
@@ -129,6 +130,8 @@ class FinetuneSpec(ModelSpec, PreflightSpec):
     load_best_model_at_end: bool = Field(False, description="The result is the best evaluated checkpoint, not the last.")  # fmt: skip
     early_stopping_patience: PositiveInt | None = Field(None, description="End after so many evaluations without a better one; the best is kept.")  # fmt: skip
     early_stopping_threshold: float = Field(0.0, ge=0, description="Less than this is not better.")
+    export: tuple[ExportFormat, ...] = Field((), max_length=2, description="What is made of the result: merged, gguf.")
+    trackers: bool = Field(True, description="Tell the trackers that the rig is set up for; false: nobody.")
     lora: LoraSpec = LoraSpec()
 
     @property
