@@ -1,15 +1,14 @@
 """What a job has taken so far, as its own process can tell: the time of all attempts, and the GPU's energy where it counts it."""
 
-import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from jobs.energy_counter import EnergyCounter, spent_j
 from jobs.rundir import RunDir, read_json
 
 #: Reads a GPU's counter: joules since its driver was loaded; None when it has none.
-Counter = Callable[[str], float | None]
+Counter = Callable[[], float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +32,11 @@ class Spent:
 class Meter:
     """Counts from the attempt's start. What earlier attempts took stands in the job's record."""
 
-    def __init__(self, folder: RunDir, *, count: Counter | None = None):
-        self._folder, self._count = folder, count or _joules
-        self._gpus = [uuid for uuid in os.environ.get("OVERNIGHT_GPU_UUID", "").split(",") if uuid]
-        self._began = [self._count(uuid) for uuid in self._gpus]
+    def __init__(self, folder: RunDir, counters: Sequence[Counter] | None = None):
+        gpus = filter(None, os.environ.get("OVERNIGHT_GPU_UUID", "").split(","))
+        self._folder = folder
+        self._counters = [EnergyCounter(uuid).read_j for uuid in gpus] if counters is None else counters
+        self._began = [read_j() for read_j in self._counters]
 
     def read(self, now: float) -> Spent:
         """What was taken until now, epoch seconds."""
@@ -45,24 +45,10 @@ class Meter:
         ends = [*(run.get("ended_at") for run in attempts[:-1]), now]
         times = [float(end) - float(run["started_at"]) for run, end in zip(attempts, ends, strict=False) if end]
         earlier = [(run.get("usage") or {}).get("energy_j") for run in attempts[:-1]]
-        return Spent(time_s=sum(times) if times else None, energy_j=_sum([*earlier, self._own()]))
-
-    def _own(self) -> float | None:
-        return _sum([
-            None if before is None or (after := self._count(uuid)) is None else after - before
-            for uuid, before in zip(self._gpus, self._began, strict=True)
-        ])  # fmt: skip
+        own = _sum([spent_j(began, read_j()) for began, read_j in zip(self._began, self._counters, strict=True)])
+        return Spent(time_s=sum(times) if times else None, energy_j=_sum([*earlier, own]))
 
 
-def _sum(parts: list[Any]) -> float | None:
-    return None if not parts or any(part is None for part in parts) else sum(map(float, parts))
-
-
-def _joules(uuid: str) -> float | None:
-    """NVML's counter (nvmlDeviceGetTotalEnergyConsumption, millijoules; Volta and later)."""
-    import pynvml
-
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(uuid))) / 1000
-    return None
+def _sum(parts: Sequence[float | None]) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if parts and len(known) == len(parts) else None

@@ -16,27 +16,26 @@ class Gpu:
     def __init__(self) -> None:
         self.joules = 0.0
 
-    def __call__(self, uuid: str) -> float | None:
+    def __call__(self) -> float | None:
         self.joules += 50.0
         return self.joules
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    monkeypatch.setenv("OVERNIGHT_GPU_UUID", "GPU-a")
+def folder(tmp_path: Path) -> RunDir:
     folder = RunDir(tmp_path)
     write_json(folder.state, {"attempts": ATTEMPTS})
     return folder
 
 
 def test_earlier_attempts_count(folder: RunDir) -> None:
-    assert Meter(folder, count=Gpu()).read(now=230.0) == Spent(time_s=90.0, energy_j=1050.0)
+    assert Meter(folder, [Gpu()]).read(now=230.0) == Spent(time_s=90.0, energy_j=1050.0)
 
 
 def test_energy_that_was_not_counted_everywhere_is_not_told(folder: RunDir) -> None:
-    assert Meter(folder, count=lambda uuid: None).read(now=230.0) == Spent(time_s=90.0, energy_j=None)
+    assert Meter(folder, [lambda: None]).read(now=230.0) == Spent(time_s=90.0, energy_j=None)
     write_json(folder.state, {"attempts": [{**ATTEMPTS[0], "usage": {}}, ATTEMPTS[1]]})
-    assert Meter(folder, count=Gpu()).read(now=230.0).energy_j is None
+    assert Meter(folder, [Gpu()]).read(now=230.0).energy_j is None
 
 
 def test_by_hand_there_is_no_record_and_without_a_gpu_no_energy(
