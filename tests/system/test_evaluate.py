@@ -12,7 +12,7 @@ import torch
 from attempts import ended, finish, log, run_folder, start
 from until import until
 
-from jobs import snapshot
+from jobs import scoring, snapshot
 from jobs.encoding import encode
 from jobs.evaluate import work
 from jobs.questions import Item, in_batches
@@ -153,6 +153,28 @@ def test_a_row_that_does_not_fit_alone_fails_the_job_instead_of_being_left_out(t
     with pytest.raises(JobError, match="one row alone") as caught:
         measured_by(0, tmp_path, 4)
     assert caught.value.cause == "oom_gpu"
+
+
+# -- bounded logits -----------------------------------------------------------------------------------------------------
+
+
+def test_the_head_sees_a_few_positions_at_a_time_and_the_sums_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    items = [Item(index=n, id=n, tokens=[3 + n, *range(5, 5 + 9 * n)], labels=[-100, *range(5, 5 + 9 * n)]) for n in range(1, 4)]  # fmt: skip
+    device = Device(name="cpu", dtype="float32")
+    whole = Scorer(model, device, 0)(items)
+    seen: list[int] = []
+    scorer = Scorer(model, device, 0)
+    model.lm_head.register_forward_hook(lambda module, given, output: seen.append(output.numel()))
+    monkeypatch.setattr(scoring, "SCORING_TILE", 7 * 40)
+    tiled = scorer(items)
+    assert max(seen[2:]) == 7 * 40 and sum(seen[2:]) == 40 * sum(len(one.tokens) - 1 for one in items)
+    for one, other in zip(whole, tiled, strict=True):
+        assert one.loss == pytest.approx(other.loss) and (one.tokens, one.correct) == (other.tokens, other.correct)
 
 
 # -- models that go on after their head ---------------------------------------------------------------------------------
