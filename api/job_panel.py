@@ -162,7 +162,7 @@ def metrics(job: Job) -> list[tuple[str, str]]:
 def attempt_words(run: Attempt) -> str:
     """How an attempt ended."""
     end = "running" if run.end is None else f"failed: {CAUSE_WORDS[run.cause]}" if run.cause else run.end.value
-    return f"preflight {end}" if run.preflight else end
+    return f"preflight {'passed' if run.end is End.CHECKED else end}" if run.preflight else end
 
 
 # -- inside -----------------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def _passed(measured: Mapping[str, float]) -> str:
     peak = measured.get("peak_vram_bytes") or measured.get("peak_rss_bytes")
     parts = [
         f"{gib(peak)} of {'GPU' if 'peak_vram_bytes' in measured else 'main'} memory at its peak" if peak else "",
-        f"{number(measured['step_s'])} s a step" if "step_s" in measured else "",
+        f"{number(round(measured['step_s'], 2))} s a step" if "step_s" in measured else "",
         f"about {duration(measured['expected_s'])} for the whole job" if "expected_s" in measured else "",
         f"about {energy(measured['expected_j'])}" if "expected_j" in measured else "",
     ]

@@ -365,6 +365,7 @@ def _preflight(
 ) -> dict[str, Any]:
     """Everything that the training will do, once (jobs.preflight). Returns what was measured."""
     spec, watch = run.order.spec, preflight.Stopwatch()
+    say("Preflight: a few real steps, the longest rows first. What it writes goes aside and is removed.")
     run.order = replace(run.order, spec=preflight.short(spec))
     few = rows
     if not spec["packing"]:  # all packed rows are as long as they may be

@@ -47,7 +47,7 @@ def judge(*, fence: int, result: Mapping[str, Any] | None, exit: Exit | None) ->
     if told and told.stopped_for:
         return _stopped(told)
     if result and result["end"] == End.CHECKED:
-        return Outcome(end=End.CHECKED, message="Its preflight passed.", learned=result.get("learned") or {})
+        return Outcome(end=End.CHECKED, learned=result.get("learned") or {})
     if result and result["end"] == End.INTERRUPTED:
         return Outcome(end=End.INTERRUPTED, message="It saved its work and stopped.")
     if result:

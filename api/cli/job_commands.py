@@ -197,7 +197,8 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _attempt_words(attempt: Mapping[str, Any]) -> str:
     ran = f"{output.clock(attempt.get('started_at'))} to {output.clock(attempt.get('ended_at')) or 'now'}"
     end = attempt.get("cause") or attempt.get("end") or "running"
-    end = f"preflight {end}" if attempt.get("preflight") else end
+    if attempt.get("preflight"):
+        end = f"preflight {'passed' if end == 'checked' else end}"
     return output.clean_line(f"{ran} on {', '.join(attempt.get('slots') or ())}: {end} {attempt.get('message') or ''}")
 
 

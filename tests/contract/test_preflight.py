@@ -82,6 +82,8 @@ def test_what_it_measured_is_in_the_record_and_expected_of_the_job(
     told = client.get(f"{JOBS}/{job_id}").json()
     assert (told["state"], told["preflight"]["due"], told["preflight"]["measured"]["step_s"]) == ("queued", False, 2.0)
     assert told["vram_bytes"] == 11 * 2**30
+    page = client.get(f"/jobs/{job_id}").text
+    assert "<b>Preflight.</b> It passed: 11 GiB of GPU memory at its peak" in page and "preflight passed" in page
     assert Ledger(store).facts(NOW, settings).expected_s[job_id] == 2 * HOUR
     assert client.post(ESTIMATE, json=tune()).json()["time_s"] == 2 * HOUR
 
