@@ -74,6 +74,7 @@ class Settings(BaseModel):
     rig_away_s: PositiveFloat = Field(900.0, description="Jobs that began on a rig that vanished start anew elsewhere after this.")  # fmt: skip
     self_fence: bool = Field(True, description="With redis_url: a job whose lease cannot be renewed is ended before another rig may start it.")  # fmt: skip
     slots: str = Field("auto", description="auto: every GPU, or cpu:2 without one; cpu:N; or GPU UUIDs with commas.")
+    gpu_env: Literal["uuid", "index"] = Field("uuid", description="How CUDA_VISIBLE_DEVICES names a job's GPUs: by UUID, or by index for programs that cannot read UUIDs.")  # fmt: skip
     window: Any = Field("", description='Hours in which jobs run: "22:00-08:00", a list, or a table by weekday; empty: always.')  # fmt: skip
     window_end: Literal["checkpoint", "finish"] = Field("checkpoint", description="At closing time: save and go on next evening, or finish.")  # fmt: skip
     window_overrun_s: float = Field(900.0, ge=0, description='With window_end = "finish": a job may be expected to end this much after closing time.')  # fmt: skip

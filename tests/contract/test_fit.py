@@ -416,7 +416,7 @@ def test_what_fits_is_refused_where_nobody_can_know(client: TestClient, rigs: Ri
         assert answer.status_code == 422, answer.text
         return [(error["field"], error["message"]) for error in answer.json()["errors"]]
 
-    assert wrong() == [("vram_gib", "this queue has no GPU: say how much memory one would have")]
+    assert wrong() == [("vram_gib", "this queue has no GPU: say how much memory one would have (--vram 24)")]
     assert wrong(model="org/unheard-of", vram_gib=24) == [("model", "its model is still on the hub")]
     assert wrong(model="nope", vram_gib=24)[0][1].startswith("'nope' is not a model of this rig")
     assert wrong(model="/etc", vram_gib=24)[0][1].startswith("is outside the folders")
