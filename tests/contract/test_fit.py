@@ -268,7 +268,7 @@ def test_checkpoints_that_have_no_room_are_refused(settings: Settings, client: T
     wrong = admission.disk_refusal(10**18, full)
 
     assert wrong is not None
-    assert "its checkpoints need up to 1000000000.0 GB, and the rig's disk has room for" in wrong.message
+    assert "its checkpoints and results need up to 1000000000.0 GB, and the rig's disk has room for" in wrong.message
     assert admission.disk_refusal(1, full) is None
     assert admission.disk_refusal(None, full) is None
 
