@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ import uvicorn
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from api import page
 from api.app import create_app
 from api.auth import TokenUnusable
 from daemon import redis_server
@@ -99,7 +101,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: Any, listener: socket.socket, settings: Settings) -> None:
-    """Tell where we listen, and serve."""
+    """Tell where we listen, and serve. Meanwhile the first look is made ready."""
     written = write_address(settings.home / "api.json", settings.host, listener.getsockname()[1])
     config = uvicorn.Config(
         app,
@@ -114,6 +116,7 @@ def serve(app: Any, listener: socket.socket, settings: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn sends itself the signal again when it is done
     signal.signal(signal.SIGINT, lambda *_: None)
     log.info("listening on %s", written["url"])
+    threading.Thread(target=page.warm, args=(app.state.context,), name="warm", daemon=True).start()
     Server(config, app).run(sockets=[listener])
     forget_address(settings.home / "api.json")
 

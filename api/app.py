@@ -24,8 +24,10 @@ from api import (
     page_sweep,
     routes_acts,
     routes_compare,
+    routes_diff,
     routes_estimate,
     routes_events,
+    routes_fit,
     routes_inputs,
     routes_jobs,
     routes_login,
@@ -40,7 +42,7 @@ from api import (
     routes_sweeps,
     routes_telemetry,
 )
-from api.auth import Authenticated, Keys, Throttle, keep_token
+from api.auth import Authenticated, Ended, Keys, Throttle, keep_token
 from api.compress import Compressed
 from api.context import Context
 from api.documents import MAX_BATCH
@@ -72,7 +74,8 @@ POSITION = {
 
 def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = time.time) -> FastAPI:
     """The API and the page of one rig. The first call makes the rig's token. Raises auth.TokenUnusable."""
-    keys = Keys(keep_token(settings.token_file), store.use_once, now)
+    ended = Ended(settings.home / "logged-out.json", now)
+    keys = Keys(keep_token(settings.token_file), store.use_once, now, ended=ended)
     hub, ledger, elsewhere = Hub(store), Ledger(store), Elsewhere(store, settings, now)
     nights = Nights(store, ledger, settings, now)
 
@@ -115,7 +118,9 @@ def create_app(settings: Settings, store: Store, *, now: Callable[[], float] = t
         routes_jobs,
         routes_sweeps,
         routes_compare,
+        routes_diff,
         routes_estimate,
+        routes_fit,
         routes_preview,
         routes_runs,
         routes_repeat,

@@ -4,11 +4,12 @@ The token lies in a 0600 file; this process keeps only its SHA-256. Codes and se
 hash, so nothing about them is stored, and a new token ends them all.
 
     code      <expiry>.<nonce>.<signature>   opens one session within 10 minutes; travels in a link's fragment only
-    session   <expiry>.<nonce>.<signature>   a cookie for 30 days
+    session   <expiry>.<nonce>.<signature>   a cookie for 30 days; logging out ends it before (a file remembers that)
 """
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -22,13 +23,15 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import problem
-from jobs.rundir import sync_folder
+from jobs.rundir import read_json, sync_folder, write_json
 
 #: The only addresses that answer without a token. A test enumerates them.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/login"})
 OPEN_PREFIX = "/static/"
 #: In a request's scope: it is another rig of the queue that asks (api.elsewhere), and it may ask for this.
 ASKED_BY_RIG = "overnight.asked_by_rig"
+
+log = logging.getLogger(__name__)
 
 COOKIE = "overnight_session"
 CODE_TTL_S = 600
@@ -68,11 +71,39 @@ def login_code(token_hash: bytes, now: float) -> str:
     return _sign(token_hash, "code", int(now) + CODE_TTL_S)
 
 
+class Ended:
+    """Sessions that were logged out, each until it would have ended by itself. They survive a restart."""
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.time):
+        self._path, self._now = path, now
+        known = read_json(path) or {}
+        self._expiries = {str(nonce): int(expiry) for nonce, expiry in known.items() if isinstance(expiry, int)}
+
+    def __contains__(self, nonce: str) -> bool:
+        return nonce in self._expiries
+
+    def add(self, nonce: str, expiry: int) -> None:
+        """Remember one, and forget those that are over anyway."""
+        now = self._now()
+        self._expiries = {one: end for one, end in self._expiries.items() if end > now} | {nonce: expiry}
+        try:
+            write_json(self._path, self._expiries)
+        except OSError as error:  # a full disk: it holds until this process ends
+            log.warning("%s cannot be written (%s)", self._path, error)
+
+
 class Keys:
     """Checks what a caller shows."""
 
-    def __init__(self, token_hash: bytes, use_once: Callable[[str, int], bool], now: Callable[[], float] = time.time):
-        self._hash, self._use_once, self._now = token_hash, use_once, now
+    def __init__(
+        self,
+        token_hash: bytes,
+        use_once: Callable[[str, int], bool],
+        now: Callable[[], float] = time.time,
+        *,
+        ended: Ended,
+    ):
+        self._hash, self._use_once, self._now, self._ended = token_hash, use_once, now, ended
 
     def fits(self, token: bytes) -> bool:
         """Whether this is the token. Hashes are compared: their length and characters tell nothing."""
@@ -98,7 +129,17 @@ class Keys:
         if shown:
             scheme, _, token = shown[0].partition(b" ")
             return len(shown) == 1 and scheme.lower() == b"bearer" and self.fits(token.strip())
-        return any(_verified(self._hash, "session", text, self._now()) for text in _cookies(headers))
+        return any(nonce not in self._ended for nonce, _ in self._sessions(headers))
+
+    def end_sessions(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Log out whatever session a request's headers show."""
+        for nonce, expiry in self._sessions(headers):
+            self._ended.add(nonce, expiry)
+
+    def _sessions(self, headers: list[tuple[bytes, bytes]]) -> Iterator[tuple[str, int]]:
+        for text in _cookies(headers):
+            if nonce := _verified(self._hash, "session", text, self._now()):
+                yield nonce, int(text.partition(".")[0])
 
 
 class Throttle:

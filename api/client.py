@@ -87,7 +87,12 @@ class Client:
         """`{"jobs": [...]}` or `{"base": {...}, "sweep": {...}}`: all or none."""
         return self._submit("/jobs/batch", body, key, dry_run)
 
-    def estimate(self, document: Mapping[str, Any], **facts: int) -> Json:
+    def what_fits(self, model: str = "", vram_gib: float | None = None) -> Json:
+        """The largest batches of a model (or of the usual ones) on the largest GPU, or on one with so much memory."""
+        params = {"model": model or None, "vram_gib": vram_gib}
+        return self._json("GET", "/fit", params={name: value for name, value in params.items() if value is not None})
+
+    def estimate(self, document: Mapping[str, Any], **facts: float) -> Json:
         """What a job would need, and whether it fits. Facts of data that is not uploaded: rows, text_bytes, longest_bytes."""
         return self._json("POST", "/estimate", json=dict(document), params=facts)
 
@@ -136,6 +141,10 @@ class Client:
         """2 to 5 runs beside each other, the baseline (or the first one) first: `runs`, `fields`, `metrics`, `costs`."""
         params = {"ids": ",".join(job_ids), **({"baseline": baseline} if baseline else {})}
         return self._json("GET", "/compare", params=params)
+
+    def diff(self, first: str, second: str) -> Json:
+        """What is not the same in two jobs: `same`, `document`, `environment`, `inputs`, `code`, `results`, `unknown`."""
+        return self._json("GET", "/diff", params={"jobs": f"{first},{second}"})
 
     # -- sweeps -----------------------------------------------------------------------------------------------------
 

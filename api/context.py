@@ -13,9 +13,12 @@ from api.nights import Nights
 from api.sweep_views import Tables
 from daemon.facts import Ledger
 from daemon.plan import Facts
+from daemon.preflights import is_wanted
+from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.store import Store, new_job
 from daemon.supervisor import WORKER
+from jobs.estimate import Outlook
 from jobs.model import Job
 from jobs.spec import Spec
 
@@ -40,6 +43,17 @@ class Context:
     def learned(self, spec: Spec) -> int | None:
         """Memory that earlier runs of the same shape have needed on one GPU."""
         return self.ledger.history.peak_vram_bytes(new_job(spec, 1, self.now()))
+
+    def outlook(self, spec: Spec, outlook: Outlook) -> Outlook:
+        """What admission has found, and whether the job is to be checked first."""
+        cards = [slot for record in self.store.rigs().values() for slot in record.get("slots", ())]
+        wanted = is_wanted(
+            new_job(spec, 1, self.now(), outlook),
+            self.ledger.history,
+            over_s=self.settings.preflight_over_s,
+            on_gpu=any(Slot.from_json(card).is_gpu for card in cards),
+        )
+        return replace(outlook, preflight=wanted)
 
     def require_here(self, job: Job) -> None:
         """Return when the job's run folder is here. Raises HeldElsewhere: the call is handed on to the rig that has it."""

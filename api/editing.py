@@ -11,7 +11,8 @@ from api.views import revision_of
 from daemon.admission import Admitted
 from daemon.order import Place, parse_place
 from daemon.store import new_job
-from jobs.model import InvalidTransition, Job, State, dependency
+from jobs.model import Condition, InvalidTransition, Job, State, dependency
+from jobs.repeat import fingerprint
 from jobs.spec import FieldError, InvalidSpec, dump, parse
 
 #: Of a document, these are the record's own; a change of one changes the record too.
@@ -190,6 +191,11 @@ def _record_changes(job: Job, admitted: Admitted, fields: Mapping[str, Any]) -> 
         changes["name"] = fresh.name
     if not set(fields) <= ALWAYS_FINE:
         changes |= {"vram_bytes": fresh.vram_bytes, "estimate": fresh.estimate}
+    others = [text for text in job.after if dependency(text)[1] is Condition.CHECKED]
+    if "preflight" in fields or fingerprint(dump(spec)) != fingerprint(job.spec):
+        # other work than was checked, by itself or by another job
+        changes |= {"preflight_due": fresh.preflight_due, "measured": {}}
+        others = []
     # what its owner asks for now outweighs what an earlier attempt had taught
     learned = {name: value for name, value in job.next_fields.items() if name not in fields}
-    return {**changes, "after": spec.dependencies, "next_fields": learned, "spec": dump(spec)}
+    return {**changes, "after": (*spec.dependencies, *others), "next_fields": learned, "spec": dump(spec)}

@@ -11,7 +11,7 @@ from daemon.faults import Policy, xid_of
 from daemon.samples import THROTTLING, SlotNow
 from daemon.slot_past import MOST_POINTS, Interval, Past, Point
 from daemon.telemetry import GpuEvent
-from jobs.model import Attempt, Job, State
+from jobs.model import Attempt, End, Job, State
 
 #: What can be looked at, by the word in the address.
 SPANS = {"1h": 3600.0, "6h": 6 * 3600.0, "24h": 86_400.0, "7d": 7 * 86_400.0, "30d": 30 * 86_400.0}
@@ -299,13 +299,17 @@ def _state(stay: Stay) -> str:
     """As the marks of the pages know it."""
     if stay.run.end is None:
         return "running"
-    return {"succeeded": "succeeded", "failed": "failed", "cancelled": "cancelled"}.get(str(stay.run.end), "queued")
+    return {"succeeded": "succeeded", "checked": "succeeded", "failed": "failed", "cancelled": "cancelled"}.get(
+        str(stay.run.end), "queued"
+    )
 
 
 def how_it_went(stay: Stay) -> str:
     """How this attempt ended."""
     if stay.run.cause:
         return f"failed: {CAUSE_WORDS[stay.run.cause]}"
+    if stay.run.end is End.CHECKED:
+        return "its preflight passed"
     return STATE_WORDS[State.RUNNING] if stay.run.end is None else str(stay.run.end)
 
 

@@ -26,6 +26,7 @@ VERBS = {
     "generate": "generate",
     "evaluate": "evaluate",
     "benchmark": "benchmark",
+    "export": "export",
     "command": "run",
 }
 TELEMETRY_POINTS = 150
@@ -69,7 +70,8 @@ def verdict(job: Job, facts: Facts | None, settings: Settings, now: float) -> st
             found = f": {words(telling[0])} {number(telling[1])}" if telling else ""
             return f"Succeeded after {duration(_took_s(job, now))}{found}."
         case State.FAILED:
-            return f"Failed: {_cause(job.outcome)}, after {duration(_took_s(job, now))}."
+            where = " in its preflight" if job.failed_preflight else ""
+            return f"Failed{where}: {_cause(job.outcome)}, after {duration(_took_s(job, now))}."
         case State.CANCELLED:
             return "Cancelled" + (f" after {duration(_took_s(job, now))}." if job.started_at else " before it ran.")
 
@@ -159,9 +161,8 @@ def metrics(job: Job) -> list[tuple[str, str]]:
 
 def attempt_words(run: Attempt) -> str:
     """How an attempt ended."""
-    if run.end is None:
-        return "running"
-    return f"failed: {CAUSE_WORDS[run.cause]}" if run.cause else run.end.value
+    end = "running" if run.end is None else f"failed: {CAUSE_WORDS[run.cause]}" if run.cause else run.end.value
+    return f"preflight {'passed' if run.end is End.CHECKED else end}" if run.preflight else end
 
 
 # -- inside -----------------------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def _running(job: Job, facts: Facts | None, settings: Settings, now: float) -> s
     if job.wish is not None:
         asked = "Being cancelled" if job.wish.kind == "cancel" else "Saving its work, then it waits again"
         return f"{asked}: {_sentence(job.wish.reason)}" if job.wish.reason else f"{asked}."
-    where = f"Running on {names(facts if job.rig == settings.rig else None, job.slots)}{of_rig(job.rig, settings)}"
+    where = f"{'Its preflight runs' if job.in_preflight else 'Running'} on {names(facts if job.rig == settings.rig else None, job.slots)}{of_rig(job.rig, settings)}"
     progress = job.progress
     if progress is None or not progress.total:
         return f"{where} for {duration(now - job.attempts[-1].started_at)}."
@@ -248,7 +249,7 @@ def summary(job: Job) -> str:
     """What kind of job it is, for the line under its name."""
     parts = [{"finetune": "fine-tune", "generate": "generation", "evaluate": "evaluation"}.get(job.kind, job.kind)]
     if model := job.spec.get("model"):
-        parts.append(f"of {model}" if job.kind in ("finetune", "benchmark") else f"with {model}")
+        parts.append(f"of {model}" if job.kind in ("finetune", "benchmark", "export") else f"with {model}")
     if job.gpus > 1:
         parts.append(f"on {count(job.gpus, 'GPU')}")
     return " ".join(parts)
@@ -258,4 +259,6 @@ def ended_how(run: Attempt) -> str:
     """The state whose mark an attempt wears: one that was interrupted waits again."""
     if run.end is None:
         return "running"
+    if run.end is End.CHECKED:
+        return "succeeded"
     return "queued" if run.end is End.INTERRUPTED else run.end.value

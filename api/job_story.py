@@ -10,11 +10,11 @@ from api.curves import Curve
 from api.job_panel import Panel, Parameter, parameter_text, told
 from api.svg import Series, chart, usual_gap
 from api.wording import number, size
-from daemon.placement import VRAM_RESERVE_BYTES
 from daemon.plan import Facts
 from daemon.settings import Settings
 from daemon.sweep_table import Table
 from jobs.differences import NOT_ITS_WORK, defaults, differences, flat, same
+from jobs.estimate import VRAM_RESERVE_BYTES
 from jobs.model import Attempt, Job, State
 from jobs.sweep import Sweep
 

@@ -55,7 +55,7 @@ PLACE_OF = {"gpu": "gpus", "plan": "plan", "submit": "submit", "job": "jobs", "s
 #: Tells the service worker that it may keep this page for the hours in which the rig is off.
 KEEP = {"Overnight-Keep": "page"}
 #: So long a page waits for the newest night; after that it shows the one before, and its script asks again.
-PAGE_WAITS_S, FRAGMENT_WAITS_S = 0.2, 2.0
+PAGE_WAITS_S, FRAGMENT_WAITS_S = 0.06, 2.0
 #: What the list of jobs understands, and this page did once: old addresses still lead there.
 FILTERS = ("state", "kind", "tag", "q")
 
@@ -69,6 +69,15 @@ def status_page(rig: Rig, request: Request) -> Response:
     """The night, the GPUs, the queue, what ended."""
     if filters := {name: value for name, value in request.query_params.items() if name in FILTERS and value}:
         return RedirectResponse(f"/jobs?{urlencode(filters)}", 303)
+    return _home(rig)
+
+
+def warm(rig: Context) -> None:
+    """Make what the first look after a start would wait for: the facts, the night, the templates."""
+    _home(rig)
+
+
+def _home(rig: Context) -> HTMLResponse:
     now = _now(rig)
     told = _night(rig, now["snap"], PAGE_WAITS_S)
     night: Night | None = told["night"]

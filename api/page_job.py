@@ -19,6 +19,7 @@ from api.glance import glance
 from api.log_search import Search, search
 from api.previewing import glimpse, left_by, read_preview
 from api.views import usage_of
+from daemon.preflights import told
 from daemon.store import UnknownJob, UnknownSweep, Wanted
 from jobs.model import Job
 from jobs.rundir import read_json, run_dir
@@ -132,6 +133,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
         "acts": acts.of_job(job) if facts is not None else [],
         "took_s": job_panel.took_s(job, now),
         "benchmark": benchmark_panel.benchmark(job, rig),
+        "preflight": told(job),
         "loss": job_story.loss_panel(found, times, job),
         "others": job_panel.other_panels(found),
         "telemetry": job_panel.telemetry_panels(job, facts, settings, now),

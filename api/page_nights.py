@@ -47,7 +47,9 @@ def night_page(rig: Rig, day: str) -> Response:
     beside: dict[str, Any] = {"earlier": (wanted - timedelta(days=1)).isoformat(), "later": ""}
     if wanted < last:
         beside["later"] = (wanted + timedelta(days=1)).isoformat()
-    return page.render("night.html", rig, linked=True, **report_html.shown(rig, night), **beside, **common)
+    answer = page.render("night.html", rig, linked=True, **report_html.shown(rig, night), **beside, **common)
+    answer.headers.update(page.KEEP)
+    return answer
 
 
 def _common(rig: Context) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from fastapi.responses import Response
 
 from api import page, panels, routes_rig, settings_panel
 from api.context import Context, Rig
-from daemon.admission import read_secrets
 from daemon.places import Refused
+from daemon.rig_secrets import read_secrets
 from daemon.settings import InvalidSettings, Settings, load
 
 router = APIRouter(include_in_schema=False)

@@ -26,8 +26,8 @@ from api.problems import ApiError, words_of
 from api.routes_acts import OurPage
 from api.submission import Submitted, one, parsed, submit
 from api.submit_panel import Outlook
-from daemon.admission import read_secrets
 from daemon.places import Refused
+from daemon.rig_secrets import read_secrets
 from daemon.store import RepeatedDifferently, UnknownJob
 from jobs.spec import KINDS, InvalidSpec
 

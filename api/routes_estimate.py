@@ -7,24 +7,27 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from api.context import Context, Rig
+from api.fit_views import CapacityView
 from api.problems import documented
 from api.rig_views import largest, memories_of
 from api.routes_jobs import EVERYBODY, Body, body_of
 from api.submission import is_elsewhere, one, parsed
 from daemon.admission import Examined, disk_refusal, examine
 from daemon.facts import card
-from daemon.fit import Fit, gather, judge, refusal
+from daemon.fit import GIB, Fit, gather, judge, refusal
 from daemon.history import History
 from daemon.placement import fits
 from daemon.rig import Slot
 from daemon.situation import gib
 from daemon.store import new_job
+from jobs.capacity import capacity
 from jobs.data import DataReport
 from jobs.estimate import Facts, estimate
 from jobs.fitting import Change
 from jobs.model import Job
 from jobs.spec import INPUT_REFERENCE, InvalidSpec, Spec, dump
 
+Gib = Annotated[float | None, Query(gt=0, le=10_000)]
 Count = Annotated[int | None, Query(ge=1, le=2**50)]
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"])
@@ -68,9 +71,13 @@ class EstimateView(BaseModel):
     disk_bytes: int | None
     time_s: float | None
     energy_j: float | None
+    #: Whether it would be checked first by a few real steps.
+    preflight: bool
     unknown: dict[str, str]
     gpus: list[GpuFit]
     would_fit: list[ChangeView]
+    #: The most rows at each length on the largest GPU, whatever the data; null when nobody knows.
+    capacity: CapacityView | None
     warnings: list[str]
 
 
@@ -80,10 +87,18 @@ class EstimateView(BaseModel):
     responses=documented(*EVERYBODY, 400, 413, 415, 422),
     openapi_extra=body_of("JobDocument"),
 )
-def estimate_job(rig: Rig, body: Body, rows: Count = None, text_bytes: Count = None, longest_bytes: Count = None) -> EstimateView:  # fmt: skip
+def estimate_job(
+    rig: Rig,
+    body: Body,
+    rows: Count = None,
+    text_bytes: Count = None,
+    longest_bytes: Count = None,
+    vram_gib: Gib = None,
+) -> EstimateView:
     """Memory, time and energy that a job would need, whether it fits, and what would.
 
     A data file need not be uploaded for it: `rows`, `text_bytes` (of all rows) and `longest_bytes` (of the longest) describe it.
+    `vram_gib`: as if the largest GPU had so much.
     """
     [spec] = parsed(one(body))
     rig.ledger.refresh()  # what earlier jobs needed and took
@@ -96,8 +111,8 @@ def estimate_job(rig: Rig, body: Body, rows: Count = None, text_bytes: Count = N
     facts, unknown = gather(spec, seen.paths, reports)
     if unknown and facts.model is not None and facts.data is None:
         unknown = "its data is not on the rig yet"
-    fit = judge(spec, facts, unknown, memories=memories_of(rig.store.rigs()), learned=rig.learned)
-    return _view(spec, facts, fit, rig)
+    memories = [[round(vram_gib * GIB)] * spec.gpus] if vram_gib else memories_of(rig.store.rigs())
+    return _view(spec, facts, judge(spec, facts, unknown, memories=memories, learned=rig.learned), rig)
 
 
 def _examined(spec: Spec, rig: Context) -> Examined:
@@ -141,9 +156,11 @@ def _view(spec: Spec, facts: Facts, fit: Fit, rig: Context) -> EstimateView:
         disk_bytes=made.disk_bytes,
         time_s=best.time_s if best else None,
         energy_j=best.energy_j if best else None,
+        preflight=rig.outlook(spec, fit.outlook).preflight,
         unknown=_unknown(fit, best),
         gpus=gpus,
         would_fit=[ChangeView.of(change) for change in fit.changes],
+        capacity=_capacity(spec, facts, fit),
         warnings=_warnings(spec, facts, [slot for _, slot in slots]),
     )
 
@@ -158,6 +175,11 @@ def _gpu(rig: str, slot: Slot, fit: Fit, job: Job, history: History) -> GpuFit:
         time_s=history.expected_s(job, card(slot)),
         energy_j=history.expected_j(job, card(slot)),
     )
+
+
+def _capacity(spec: Spec, facts: Facts, fit: Fit) -> CapacityView | None:
+    found = capacity(dump(spec), facts.model, fit.memory_bytes) if facts.model and fit.memory_bytes else None
+    return CapacityView.of(found) if found else None
 
 
 def _unknown(fit: Fit, best: GpuFit | None) -> dict[str, str]:

@@ -96,7 +96,14 @@ def submit_job(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False) -
         [reason] = would_wait_because([admitted], rig.facts())
         before = RanBefore.of(rig.store.alike([admitted.spec])[0])
         found, notes = glimpse(admitted.spec, rig), list(document.notes)
-        trial = Trial(job=dump(admitted.spec), would_wait_because=reason, ran_before=before, preview=found, notes=notes)
+        trial = Trial(
+            job=dump(admitted.spec),
+            would_wait_because=reason,
+            preflight=admitted.outlook.preflight,
+            ran_before=before,
+            preview=found,
+            notes=notes,
+        )
         return _json(trial)
     done = submit(document, body, rig, key=key)
     before = RanBefore.of(done.ran_before[0]) if done.ran_before else None
@@ -120,7 +127,10 @@ def submit_batch(rig: Rig, body: Body, key: Key = None, dry_run: DryRun = False)
     if dry_run:
         admitted = checked(documents, rig)
         reasons = would_wait_because(admitted, rig.facts())
-        trials = [Trial(job=dump(a.spec), would_wait_because=r) for a, r in zip(admitted, reasons, strict=True)]
+        trials = [
+            Trial(job=dump(a.spec), would_wait_because=r, preflight=a.outlook.preflight)
+            for a, r in zip(admitted, reasons, strict=True)
+        ]
         return _json(TrialBatch(jobs=trials, notes=list(documents.notes)))
     done = submit(documents, body, rig, key=key)
     facts = rig.facts()

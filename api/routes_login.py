@@ -1,4 +1,4 @@
-"""Logging a browser in: a one-use code from whoever holds the token, or the token itself, for a session cookie."""
+"""Logging a browser in, with a one-use code or the token itself, for a session cookie; and out again."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from api.context import Rig
 from api.documents import FORM_TYPE, json_body, parse_form
 from api.page import login_form
 from api.problems import ApiError, documented
+from api.routes_acts import OurPage
 
 WRONG = "This code or token opens nothing. Codes work once, for 10 minutes; `overnight token` makes a new one."
 TOO_MANY = "Too many wrong logins from this address. Wait a minute."
@@ -52,6 +53,15 @@ async def log_in(request: Request, rig: Rig) -> Response:
     is_https = request.url.scheme == "https"
     session = rig.keys.new_session()
     answer.set_cookie(COOKIE, session, max_age=SESSION_TTL_S, httponly=True, samesite="lax", secure=is_https)
+    return answer
+
+
+@router.post("/logout", include_in_schema=False, dependencies=[OurPage])
+def log_out(request: Request, rig: Rig) -> Response:
+    """End this browser's session, also for whoever has a copy of the cookie. Its service worker forgets the pages that it kept."""
+    rig.keys.end_sessions(request.scope["headers"])
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=request.url.scheme == "https")
     return answer
 
 

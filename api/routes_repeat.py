@@ -1,25 +1,21 @@
 """What has changed since a job ran: whether the same document would compute the same again."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 
 from api.context import Context, Rig
-from api.files import NoSuchFile, open_beneath
 from api.problems import documented
+from api.recorded import environment_of
 from api.routes_jobs import EVERYBODY, HeldJob
 from api.views import Changes
 from daemon.places import Places
 from daemon.rig import Slot
 from jobs import environment
 from jobs.model import Job
-from jobs.repeat import changes
-from jobs.rundir import run_dir
+from jobs.repeat import changes, limits
 
-MAX_BYTES = 4 << 20
 #: What a repetition does not wait for again.
 NOT_AGAIN = ("after", "not_before")
 
@@ -30,25 +26,11 @@ router = APIRouter(prefix="/api/v1/jobs/{job_id}", tags=["jobs"])
 def get_changes(job: HeldJob, rig: Rig) -> Changes:
     """The document to submit for the same work again, and what is not as it was when the job ran: versions, GPU, driver, data, code."""
     document = {name: value for name, value in job.spec.items() if name not in NOT_AGAIN}
-    recorded = _recorded(job, rig)
+    recorded = environment_of(job, rig)
+    cannot = [*limits(job.spec, recorded or {})]
     if recorded is None:
-        return Changes(document=document, known=False, changes=[])
-    return Changes(document=document, known=True, changes=[*changes(recorded, _present(job, rig))])
-
-
-def _recorded(job: Job, rig: Context) -> dict[str, Any] | None:
-    """What the last attempt ran on; None when it left no word of it. A job may have written there: anything goes."""
-    folder = run_dir(rig.settings.runs, job.id)
-    try:
-        descriptor = open_beneath(folder.path, folder.environment.name)
-    except NoSuchFile:
-        return None
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            told = json.loads(file.read(MAX_BYTES))
-        except (ValueError, RecursionError):
-            return None
-    return told if isinstance(told, dict) else None
+        return Changes(document=document, known=False, changes=[], limits=cannot)
+    return Changes(document=document, known=True, changes=[*changes(recorded, _present(job, rig))], limits=cannot)
 
 
 def _present(job: Job, rig: Context) -> dict[str, Any]:

@@ -22,6 +22,7 @@ GROUPS: Mapping[str, str] = {
     "disk_floor_bytes": "Disk, sizes and start",
     "price_per_kwh": "Energy and money",
     "kernel_log": "Faults and metrics",
+    "gguf_converter": "Exports and trackers",
     "notify": "Messages",
     "metrics_dcgm": "Metrics",
 }

@@ -70,10 +70,14 @@ def checked(batch: BatchRead, rig: Context) -> list[Admitted]:
             return Admitted(spec=spec)
 
     if not asks_others:
-        return _each(batch, specs, take)
+        return [_looked_at(each, rig) for each in _each(batch, specs, take)]
     found = _each(batch, list(enumerate(specs)), take_or_ask)
     _refuse_unfit_everywhere(unfit, batch, rig)
-    return found
+    return [_looked_at(each, rig) for each in found]
+
+
+def _looked_at(admitted: Admitted, rig: Context) -> Admitted:
+    return replace(admitted, outlook=rig.outlook(admitted.spec, admitted.outlook))
 
 
 def _for_this_rig(spec: Spec, rig: Context) -> None:

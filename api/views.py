@@ -11,6 +11,7 @@ from api.documents import hash_of
 from daemon.explain import explain
 from daemon.idle import Idle
 from daemon.plan import Facts
+from daemon.preflights import told
 from daemon.tariff import tokens_of
 from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
 from jobs.preview import Preview
@@ -32,6 +33,8 @@ class AttemptView(BaseModel):
     message: str
     usage: dict[str, Any]
     changes: dict[str, Any]
+    #: Not the job itself, but its preflight.
+    preflight: bool
 
     @classmethod
     def of(cls, run: Attempt) -> Self:
@@ -46,7 +49,21 @@ class AttemptView(BaseModel):
             message=run.message,
             usage=dict(run.usage),
             changes=dict(run.changes),
+            preflight=run.preflight,
         )
+
+
+class PreflightView(BaseModel):
+    """How a job's preflight stands: in words, and what it measured."""
+
+    due: bool
+    words: str
+    measured: dict[str, float]
+
+    @classmethod
+    def of(cls, job: Job) -> Self | None:
+        words = told(job)
+        return cls(due=job.preflight_due, words=words, measured=dict(job.measured)) if words else None
 
 
 class WishView(BaseModel):
@@ -173,6 +190,7 @@ class JobView(JobSummary):
     attempt: int
     max_attempts: int
     attempts: list[AttemptView]
+    preflight: PreflightView | None
     slots: list[str]
     wish: WishView | None
     progress: ProgressView | None
@@ -207,6 +225,7 @@ class JobView(JobSummary):
             attempt=job.attempt,
             max_attempts=job.max_attempts,
             attempts=[AttemptView.of(run) for run in job.attempts],
+            preflight=PreflightView.of(job),
             slots=list(job.slots),
             wish=WishView.of(job.wish),
             progress=ProgressView.of(job.progress),
@@ -246,11 +265,15 @@ class Batch(BaseModel):
 
 
 class Changes(BaseModel):
-    """What to submit for the same work again, and what is not as it was. `known`: whether the job left word of what it ran on."""
+    """What to submit for the same work again, and what is not as it was. `known`: whether the job left word of what it ran on.
+
+    `limits`: what no repetition can promise to be the same.
+    """
 
     document: dict[str, Any]
     known: bool
     changes: list[str]
+    limits: list[str] = []
 
 
 class Trial(BaseModel):
@@ -258,6 +281,8 @@ class Trial(BaseModel):
 
     job: dict[str, Any]
     would_wait_because: str | None
+    #: Whether it would be checked first.
+    preflight: bool = False
     ran_before: RanBefore | None = None
     #: Of a fine-tune whose data is on the rig.
     preview: Preview | None = None

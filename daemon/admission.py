@@ -6,7 +6,6 @@
 import importlib.util
 import os
 import shutil
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,9 @@ from typing import Any
 
 from daemon import known_files
 from daemon.fit import Learned, gather, judge, refusal
+from daemon.for_recipes import check_export
 from daemon.places import Places, Refused
+from daemon.rig_secrets import read_secrets
 from daemon.settings import Settings
 from jobs import interpreter
 from jobs.data import DataReport, InvalidData, Reading
@@ -28,6 +29,7 @@ from jobs.spec import (  # fmt: skip
     RECIPES,
     CommandSpec,
     EvaluateSpec,
+    ExportSpec,
     FieldError,
     FinetuneSpec,
     InvalidSpec,
@@ -126,6 +128,7 @@ def examine(
         checks += [
             ("trust_remote_code", partial(_remote_code, spec, settings, places)),
             ("chat_template", partial(_template, paths)),
+            ("to" if isinstance(spec, ExportSpec) else "export", partial(check_export, spec, paths, settings)),
         ]
         if isinstance(spec, FinetuneSpec) and (asks := spec.needs_bitsandbytes):
             checks.append((asks, partial(_bitsandbytes, spec)))
@@ -165,23 +168,6 @@ def missing_here(
     except InvalidSpec:
         return None  # of an older version: the attempt itself will tell
     return None
-
-
-def read_secrets(path: Path) -> dict[str, str]:
-    """The rig's secrets by name. Raises Refused when the file is readable by others or not a table of texts."""
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise Refused(f"{path.name} on the rig can be read by others: run `chmod 600` on it")
-            table = tomllib.load(file)
-    except FileNotFoundError:
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        # without the parser's words: they would quote what stands there
-        raise Refused(f'{path.name} on the rig is not valid TOML with lines like NAME = "value"') from None
-    if wrong := [name for name, value in table.items() if not isinstance(value, str)]:
-        raise Refused(f"{path.name} on the rig: {wrong[0]} is not a text in quotes")
-    return table
 
 
 def _gpus(spec: Spec, there: int) -> None:
@@ -266,7 +252,7 @@ def disk_refusal(needs_bytes: int | None, settings: Settings) -> FieldError | No
     kept = f"{floor / 1e9:.1f} GB are kept free"
     return FieldError(
         "",
-        f"its checkpoints need up to {needs_bytes / 1e9:.1f} GB, and the rig's disk has room for {room / 1e9:.1f} GB ({kept}): "
+        f"its checkpoints and results need up to {needs_bytes / 1e9:.1f} GB, and the rig's disk has room for {room / 1e9:.1f} GB ({kept}): "
         "delete runs that you no longer need, or learn less (a smaller lora.r)",
     )
 

@@ -14,7 +14,15 @@ def explain(facts: Facts, job: Job) -> str | None:
         return None
     if job.offer is not None:
         there = "" if job.offer.rig == facts.rig else f" of rig {job.offer.rig}"
-        return f"starting on {_names(facts, job.offer.slots)}{there}"
+        what = "starting its preflight" if job.preflight_due else "starting"
+        return f"{what} on {_names(facts, job.offer.slots)}{there}"
+    if job.preflight_due and not blocker(facts, job, preflight=True):
+        return f"its preflight comes first, as soon as {_slots(facts, job.gpus)} is free; then: {_itself(facts, job)}"
+    return _itself(facts, job)
+
+
+def _itself(facts: Facts, job: Job) -> str:
+    """Why the job itself does not start."""
     if reason := blocker(facts, job):
         return reason
     ahead = facts.position.get(job.id, 0)

@@ -15,7 +15,7 @@ from daemon.conditions import UNFIT, Condition, Conditions
 from daemon.faults import RECOVERY
 from daemon.forecast import Forecast, forecast
 from daemon.here import Here
-from daemon.history import Expectations, History
+from daemon.history import PREFLIGHT_S, Expectations, History
 from daemon.plan import Facts, Policy, SlotFacts
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -38,6 +38,7 @@ class Ledger:
         self._last: str | None = None
         self._jobs: dict[str, Job] = {}
         self._fates: dict[str, State] = {}
+        self._unchecked: set[str] = set()
         #: What earlier jobs took.
         self.history = History()
         self._expectations = Expectations(self.history)
@@ -77,7 +78,7 @@ class Ledger:
         slots = [Slot.from_json(record) for record in told.get("slots", [])]
         held = quarantine.words_of(quarantine.read(self._store, rig).values())
         with self._lock:
-            jobs, fates = dict(self._jobs), dict(self._fates)
+            jobs, fates, unchecked = dict(self._jobs), dict(self._fates), frozenset(self._unchecked)
             self._cards |= {slot.id: card(slot) for slot in slots}
         occupied = {slot: job.id for job in jobs.values() if job.rig == rig for slot in job.slots}
         if conditions is not None:
@@ -107,6 +108,7 @@ class Ledger:
             ),
             jobs=jobs,
             fates=fates,
+            unchecked=unchecked,
             paused=rig in paused,
             window_open=windows.is_open(now, zone),
             window_opens_at=windows.opens_at(now, zone),
@@ -144,9 +146,11 @@ class Ledger:
             self._store.last_event_id()
         )  # before the records: what changes in between is read again, which is harmless
         self._jobs = self._store.unfinished()
-        self._fates = {}
+        self._fates, self._unchecked = {}, set()
         self._learn_fates(self._jobs.values())
         self._learn_history()
+        for job in self._jobs.values():
+            self.history.learn_preflight(job, self._card_of)
         self._last = last
 
     def _follow(self, events: Collection[Event]) -> None:
@@ -162,13 +166,13 @@ class Ledger:
             job = records.get(job_id)
             if job is not None and not job.state.final:
                 self._jobs[job_id] = job
-                self._fates.pop(job_id, None)
+                self._forget_fate(job_id)
+                self.history.learn_preflight(job, self._card_of)
                 continue
             self._jobs.pop(job_id, None)
-            if job is None:
-                self._fates.pop(job_id, None)
-            else:
-                self._fates[job_id] = job.state
+            self._forget_fate(job_id)
+            if job is not None:
+                self._learn_fate(job)
                 self.history.learn(job, self._card_of)
         self._learn_fates([records[job_id] for job_id in changed if job_id in self._jobs])
 
@@ -176,7 +180,18 @@ class Ledger:
         """Look up parents that had ended before we began to follow."""
         parents = {parent for job in jobs for parent, _ in job.parents}
         unknown = [p for p in parents if p not in self._jobs and p not in self._fates]
-        self._fates |= {job.id: job.state for job in self._store.get_many(unknown).values() if job.state.final}
+        for job in self._store.get_many(unknown).values():
+            if job.state.final:
+                self._learn_fate(job)
+
+    def _learn_fate(self, job: Job) -> None:
+        self._fates[job.id] = job.state
+        if job.preflight_due:
+            self._unchecked.add(job.id)
+
+    def _forget_fate(self, job_id: str) -> None:
+        self._fates.pop(job_id, None)
+        self._unchecked.discard(job_id)
 
     def _learn_history(self) -> None:
         """From the jobs that ended last, the oldest first. What is known already is not learned twice."""
@@ -221,6 +236,8 @@ def policy(settings: Settings) -> Policy:
         window_overrun_s=settings.window_overrun_s,
         power_budget_w=budget_w,
         start_gap_s=settings.start_gap_s if budget_w is not None else 0.0,
+        preflight_any_time=settings.preflight_window == "any",
+        preflight_s=PREFLIGHT_S,
     )
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from daemon import known_files
-from daemon.placement import VRAM_RESERVE_BYTES, fits
+from daemon.placement import fits
 from daemon.situation import gib
 from jobs.data import DataReport
-from jobs.estimate import Estimate, Facts, Outlook, estimate
+from jobs.estimate import VRAM_RESERVE_BYTES, Estimate, Facts, Outlook, estimate
 from jobs.fitting import Change, what_fits
+from jobs.known_models import known_model
 from jobs.model_facts import ModelFacts
-from jobs.spec import CommandSpec, EvaluateSpec, FieldError, FinetuneSpec, Spec, dump
+from jobs.spec import CommandSpec, EvaluateSpec, ExportSpec, FieldError, FinetuneSpec, Spec, dump
 
 GIB = 2**30
 
@@ -53,7 +54,7 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
     """The facts of a document's model and data, and why its need is not known when one of them lacks."""
     if isinstance(spec, CommandSpec):
         return Facts(), "of a command only what it declares is known: set vram_gib"
-    model = _model(spec.model, paths)
+    model = model_of(spec.model, paths)
     facts = Facts(
         model=model if isinstance(model, ModelFacts) else None,
         data=reports.get("data"),
@@ -64,6 +65,11 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
         return facts, model
     if isinstance(spec, EvaluateSpec) and spec.tasks:
         return facts, "how long the questions of its tasks are is not known: set vram_gib"
+    if isinstance(spec, ExportSpec):
+        return (
+            facts,
+            "an export goes to the GPU when it fits into what is free there, else into main memory: set vram_gib to keep room for it",
+        )
     needs_data = "data" in type(spec).model_fields
     return facts, "its data is another job's result that is still to come" if needs_data and facts.data is None else ""
 
@@ -165,9 +171,10 @@ def model_folder(name: str, paths: Mapping[str, str]) -> Path | None:
     return Path(base) if base.startswith("/") else known_files.hub_folder(base or name, os.environ)
 
 
-def _model(name: str, paths: Mapping[str, str]) -> ModelFacts | str:
+def model_of(name: str, paths: Mapping[str, str]) -> ModelFacts | str:
+    """A model's size, or why it is not known. One that is still on the hub is known when it is one of the usual ones."""
     folder = model_folder(name, paths)
     if folder is None:
-        return "its model is still on the hub"
+        return known_model(paths.get("model") or name) or "its model is still on the hub"
     found = known_files.model(folder)
     return found if isinstance(found, ModelFacts) else f"the size of its model is not known: {found}"

@@ -241,20 +241,22 @@ class _Ahead:
             leases={},
         )
         # only those in front, or a look would cost more the longer the queue is
-        able, never = self._front(facts)
-        jobs = {job.id: job for job in (*(self._jobs[name] for name in self._running), *able, *never)}
+        able, checks, never = self._front(facts)
+        waiting = (*able, *checks, *never)
+        jobs = {job.id: job for job in (*(self._jobs[name] for name in self._running), *waiting)}
         told = {name: seconds for name in jobs if (seconds := self._seconds(name)) is not None}
         facts = replace(facts, jobs=jobs, expected_s=told)
         # what the facts would find out again
-        vars(facts).update(waiting=tuple(sorted((*able, *never), key=place_in_queue)), startable=tuple(able))
+        vars(facts).update(waiting=tuple(sorted(waiting, key=place_in_queue)), startable=tuple(able))
         return facts
 
-    def _front(self, facts: Facts) -> tuple[list[Job], list[Job]]:
-        """The first that could start; and those that never can, for the planner to say so."""
+    def _front(self, facts: Facts) -> tuple[list[Job], list[Job], list[Job]]:
+        """The first that could start; those that only could be checked; and those that never can, for the planner to say so."""
         if not self._in_order:
             self._waiting = {job.id: job for job in sorted(self._waiting.values(), key=place_in_queue)}
             self._in_order = True
         able: list[Job] = []
+        checks: list[Job] = []
         never: list[Job] = []
         left = {True: BACKLOG_SEEN, False: SEEN}
         self._work += LOOK_COSTS
@@ -267,9 +269,11 @@ class _Ahead:
             elif blocker(facts, job) is None:
                 able.append(job)
                 left[is_backlog] -= 1
+            elif job.preflight_due and blocker(facts, job, preflight=True) is None:
+                checks.append(job)
             elif job.after and not any(parent in self._jobs for parent, _ in job.parents):
                 never.append(job)
-        return able, never
+        return able, checks, never
 
     # -- jobs start and end ---------------------------------------------------------------------------------------------------
 
@@ -278,6 +282,11 @@ class _Ahead:
         if job.state is State.QUEUED:
             self._jobs[job.id] = job.claimed(fence=job.fence, owner="forecast", now=self.now)
             self._begin(job, job.slots, self.now, self._length(job, job.slots[0]))
+            return
+        if job.in_preflight:
+            check_s = self._base.expected_s.get(job.id, self._base.policy.preflight_s)
+            self._jobs[job.id] = replace(job, progress=None)
+            self._begin(job, job.slots, job.attempts[-1].started_at, check_s)
             return
         if job.progress is not None and job.progress.eta_s is not None:
             self._basis[job.id] = Basis.PROGRESS
@@ -329,16 +338,32 @@ class _Ahead:
             yield run.start_at + longest_s
 
     def _finish(self, job_id: str) -> None:
+        if self._jobs[job_id].in_preflight:
+            self._pass(job_id)
+            return
         self._close(job_id, done=True)
         del self._jobs[job_id]
         self._fates[job_id] = State.SUCCEEDED  # a forecast is for a night in which nothing fails
+
+    def _pass(self, job_id: str) -> None:
+        """Its preflight is over: it waits for its own place. Only from there on it is told when it starts."""
+        run = self._close(job_id, done=False)
+        self._runs[job_id].pop()
+        job = self._jobs[job_id]
+        if job_id in self._base.expected_s and self._base.jobs[job_id].in_preflight:  # it told of the preflight
+            whole_s = self._lasts(job, run.slots[0])
+            self._left_s[job_id] = self._guess(job) if whole_s is None else whole_s
+        back = job.ended(fence=job.fence, outcome=Outcome(end=End.CHECKED), now=self.now)
+        self._jobs[job_id] = self._waiting[job_id] = replace(back, measured=job.measured)
+        self._in_order = False
 
     def _interrupt(self, job_id: str) -> bool:
         if job_id not in self._running:
             return False
         run = self._close(job_id, done=False)
         job = self._jobs[job_id]
-        self._left_s[job_id] = run.end_at - (self.now if resumes(job) else run.start_at)
+        if not job.in_preflight:
+            self._left_s[job_id] = run.end_at - (self.now if resumes(job) else run.start_at)
         back = job.ended(fence=job.fence, outcome=Outcome(end=End.INTERRUPTED), now=self.now)
         self._jobs[job_id] = back
         self._waiting[job_id], self._in_order = back, False
@@ -376,6 +401,8 @@ class _Ahead:
     # -- how long ---------------------------------------------------------------------------------------------------------------
 
     def _length(self, job: Job, slot: str) -> float:
+        if job.preflight_due:
+            return self._base.policy.preflight_s
         if job.id in self._left_s:
             return self._left_s[job.id]
         lasts_s = self._lasts(job, slot)

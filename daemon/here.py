@@ -124,5 +124,5 @@ class Here:
 
 
 def _may_move(last: Attempt) -> bool:
-    """A broken card is no place to go back to."""
-    return last.cause is Cause.GPU_FAULT
+    """A broken card is no place to go back to, and a preflight leaves nothing to go on from."""
+    return last.cause is Cause.GPU_FAULT or last.preflight

@@ -22,7 +22,8 @@ STEPS_APART = 1.3
 OVERRUN_BASE, OVERRUN_GROWTH = 0.05, 0.5
 #: Fields that change neither time nor memory.
 NO_MATTER = frozenset({
-    "name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "vram_gib", "seed", "retries", "notify",
+    "name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "vram_gib", "seed", "retries", "notify", "preflight",
+    "trackers",
     "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type", "temperature", "top_p", "secrets", "logging_steps",
     "lr_scheduler_kwargs", "warmup_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "beta", "desirable_weight",
     "undesirable_weight", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
@@ -35,6 +36,8 @@ STEP_FIELDS = (
 
 #: Kinds that go on until the GPU is full: their peak tells its size, not their need.
 TAKES_WHAT_THERE_IS = frozenset({"benchmark"})
+#: What a preflight takes: loading, a few steps, a checkpoint.
+PREFLIGHT_S = 180.0
 
 Shape = tuple[object, ...]
 
@@ -69,6 +72,8 @@ class History:
         # tuples, replaced as a whole: other threads may be reading
         self._ran: dict[Shape, tuple[Ran, ...]] = {}
         self._kinds: dict[str, tuple[float, ...]] = {}
+        #: What preflights have foretold of jobs that have not run yet.
+        self._foretold: dict[Shape, tuple[Ran, ...]] = {}
         self._learned: dict[str, None] = {}
         self._told: dict[tuple[Shape, float | None], Expected] = {}
 
@@ -87,11 +92,33 @@ class History:
         self._told.clear()
         self.version += 1
 
+    def learn_preflight(self, job: Job, card: Callable[[str], str] = lambda slot: "") -> None:
+        """Take in what a job's preflight has foretold: it counts until a job of the shape has really run."""
+        checked = next((run for run in reversed(job.attempts) if run.end is End.CHECKED), None)
+        if not job.measured.get("expected_s") or checked is None:
+            return
+        foretold = (
+            Ran(job.id, job.measured["expected_s"], steps_of(job), _whole(job.measured.get("peak_vram_bytes")), job.measured.get("expected_j")),
+        )  # fmt: skip
+        name = card(checked.slots[0])
+        for shape in shapes(job, similar=False):
+            for key in (shape, _on(shape, name)):
+                if self._foretold.get(key) != foretold:
+                    self._foretold[key] = foretold
+                    self._told.clear()
+                    self.version += 1
+        while len(self._foretold) > KEPT_SHAPES:
+            del self._foretold[next(iter(self._foretold))]
+
+    def has_run(self, job: Job) -> bool:
+        """Whether a job with the same document, but for what changes neither time nor memory, has succeeded."""
+        return shapes(job)[0] in self._ran
+
     def expected(self, job: Job, slot_name: str = "") -> Expected | None:
         """How long the whole job takes on such a card; None when nothing like it has run. "" is any card."""
         for shape in shapes(job):
             for key in (_on(shape, slot_name), shape) if slot_name else (shape,):
-                if ran := self._ran.get(key):
+                if ran := self._ran.get(key) or self._foretold.get(key):
                     return self._tell(key, ran, steps_of(job))
         return None
 
@@ -104,20 +131,23 @@ class History:
         """Energy that the whole job takes: its expected time at the power that those like it have drawn."""
         for shape in shapes(job):
             for key in (_on(shape, slot_name), shape) if slot_name else (shape,):
-                ran = self._ran.get(key, ())
+                ran = self._ran.get(key) or self._foretold.get(key, ())
                 if watts := [each.energy_j / each.duration_s for each in ran if each.energy_j and each.duration_s]:
                     return statistics.median(watts) * self._tell(key, ran, steps_of(job)).median_s
         return None
 
     def rest_s(self, job: Job, now: float, slot_name: str = "") -> float | None:
         """Seconds that a running job has left, by its own word, else by those before it. Never negative."""
+        if job.in_preflight:
+            return still_s(PREFLIGHT_S, max(0.0, now - job.attempts[-1].started_at))
         if job.progress is not None and job.progress.eta_s is not None:
             return max(0.0, job.progress.eta_s)
         expected = self.expected(job, slot_name)
         elapsed_s = max(0.0, now - job.attempts[-1].started_at)
         if expected is None:
             return None
-        earlier_s = sum(_ran_s(run) for run in job.attempts[:-1] if run.end is End.INTERRUPTED) if resumes(job) else 0.0
+        earlier = [run for run in job.attempts[:-1] if run.end is End.INTERRUPTED and not run.preflight]
+        earlier_s = sum(map(_ran_s, earlier)) if resumes(job) else 0.0
         return still_s(expected.median_s - earlier_s, elapsed_s)
 
     def guess_s(self, kind: str) -> float | None:
@@ -130,7 +160,8 @@ class History:
         if job.kind in TAKES_WHAT_THERE_IS:
             return None
         for shape in shapes(job, similar=False):
-            if peaks := [ran.peak_vram_bytes for ran in self._ran.get(shape, ()) if ran.peak_vram_bytes]:
+            known = (*self._ran.get(shape, ()), *self._foretold.get(shape, ()))
+            if peaks := [ran.peak_vram_bytes for ran in known if ran.peak_vram_bytes]:
                 return max(peaks)
         return None
 
@@ -179,6 +210,8 @@ class Expectations(Mapping[str, float]):
         if job.state is State.RUNNING:
             rest_s = self._history.rest_s(job, self._now, self._cards.get(job.slots[0], ""))
             return self._guessed_rest_s(job) if rest_s is None else rest_s
+        if job.in_preflight:
+            return PREFLIGHT_S
         known = self._memo.get(job.id)
         if known is None or known[0] is not job:
             known = self._memo[job.id] = (job, self._waiting_s(job))
@@ -238,6 +271,8 @@ def done_fraction(job: Job) -> float:
     """The share of a waiting job's work that an interrupted run has done and saved."""
     if not job.attempts or job.attempts[-1].end is not End.INTERRUPTED or not resumes(job) or job.progress is None:
         return 0.0
+    if job.attempts[-1].preflight:
+        return 0.0
     return job.progress.fraction
 
 
@@ -248,7 +283,8 @@ def duration_s(job: Job) -> float:
 
 def _useful(job: Job) -> list[Attempt]:
     """The runs whose work is in the result."""
-    return [run for run in job.attempts if run.end is End.SUCCEEDED or (resumes(job) and run.end is End.INTERRUPTED)]
+    ran = [run for run in job.attempts if not run.preflight]
+    return [run for run in ran if run.end is End.SUCCEEDED or (resumes(job) and run.end is End.INTERRUPTED)]
 
 
 def _energy_j(job: Job) -> float | None:
@@ -305,6 +341,10 @@ def _ran_s(run: Attempt) -> float:
 def _peak_bytes(attempts: Iterable[Attempt]) -> int | None:
     peaks = [int(peak) for run in attempts if (peak := run.usage.get("peak_vram_bytes"))]
     return max(peaks, default=None)
+
+
+def _whole(count: float | None) -> int | None:
+    return None if count is None else round(count)
 
 
 def _remember(known: dict[str, None], name: str, limit: int) -> None:

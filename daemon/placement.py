@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
-#: Left to the driver and the desktop beside what a job says it needs.
-VRAM_RESERVE_BYTES = 512 << 20
+from jobs.estimate import VRAM_RESERVE_BYTES
 
 
 class Need(NamedTuple):

@@ -10,13 +10,15 @@ from typing import Any
 from daemon.settings import Settings
 from jobs.data.arrow_rows import is_saved_dataset
 from jobs.model import Job, State
-from jobs.rundir import run_dir
+from jobs.rundir import RunDir, run_dir
 from jobs.spec import HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, FieldError, InvalidSpec
 
 #: A chain of fine-tunes of fine-tunes longer than this is a circle.
 LONGEST_CHAIN = 100
 #: How many models a message lists.
 LISTED = 12
+#: Kinds of jobs whose result is a model.
+MODELS = ("finetune", "export")
 
 
 class Refused(ValueError):
@@ -71,9 +73,9 @@ class Places:
     def model(self, text: str) -> dict[str, str]:
         """`model`, and for a learnt adapter its `adapter` too. Nothing for a hub id: it is fetched by its name."""
         if match := JOB_REFERENCE.fullmatch(text):
-            job = self._result(match[1], "finetune")
-            if _learns_all(job):
-                return {"model": str(_there(job, run_dir(self._runs, job.id).model))}
+            job = self._result(match[1], *MODELS)
+            if _is_whole(job):
+                return {"model": str(_there(job, _whole(job, run_dir(self._runs, job.id))))}
             base = self._beneath(text)
             return {"model": self.model(base).get("model", base), "adapter": self._adapter_of(match[1])}
         if text.startswith("/"):
@@ -93,14 +95,14 @@ class Places:
         for _ in range(LONGEST_CHAIN):
             if not (match := JOB_REFERENCE.fullmatch(text)):
                 return text
-            text = str(self._result(match[1], "finetune").spec["model"])
+            text = str(self._result(match[1], *MODELS).spec["model"])
         raise Refused("is a circle of jobs that start from each other")
 
     def _beneath(self, text: str) -> str:
         """What an adapter stands on: the name of a model, or of a job that learnt all weights."""
         for _ in range(LONGEST_CHAIN):
             match = JOB_REFERENCE.fullmatch(text)
-            if not match or _learns_all(job := self._result(match[1], "finetune")):
+            if not match or _is_whole(job := self._result(match[1], *MODELS)):
                 return text
             text = str(job.spec["model"])
         raise Refused("is a circle of jobs that start from each other")
@@ -157,12 +159,12 @@ class Places:
             raise Refused(f"job {job_id} learns all weights and leaves no adapter: name it as the model")
         return str(_there(job, run_dir(self._runs, job.id).adapter))
 
-    def _result(self, job_id: str, kind: str) -> Job:
+    def _result(self, job_id: str, *kinds: str) -> Job:
         job = self._find_job(job_id)
         if job is None:
             raise Refused(f"there is no job {job_id}")
-        if job.kind != kind:
-            raise Refused(f"job {job_id} is a {job.kind} job; this needs the result of a {kind} job")
+        if job.kind not in kinds:
+            raise Refused(f"job {job_id} is a {job.kind} job; this needs the result of a {' or '.join(kinds)} job")
         if job.state in (State.FAILED, State.CANCELLED):
             raise Refused(f"job {job_id} is {job.state} and leaves no result: retry it first")
         return job
@@ -220,6 +222,21 @@ def _model_folder(path: Path) -> Path:
 
 def _learns_all(job: Job) -> bool:
     return job.spec.get("method") == "full"
+
+
+def _is_whole(job: Job) -> bool:
+    """Whether the result needs no model beneath it."""
+    return _learns_all(job) or job.kind == "export"
+
+
+def _whole(job: Job, folder: RunDir) -> Path:
+    if job.kind != "export":
+        return folder.model
+    if "merged" not in job.spec["to"]:
+        raise Refused(
+            f"job {job.id} wrote a GGUF file only, and models are loaded from safetensors: export it to merged, too"
+        )
+    return folder.merged
 
 
 def _there(job: Job, path: Path) -> Path:

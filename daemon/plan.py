@@ -7,9 +7,9 @@ puts into words why a job waits.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from daemon.situation import Facts, Policy, SlotFacts, blocker
+from daemon.situation import Facts, Policy, SlotFacts, blocker, is_met
 from daemon.starts import Interrupt, Offer, starts
-from jobs.model import State
+from jobs.model import Condition, State
 
 __all__ = ["Cancel", "Decision", "DeclareLost", "Facts", "Interrupt", "Offer", "Policy", "SlotFacts", "Withdraw", "blocker", "plan"]  # fmt: skip
 
@@ -82,10 +82,13 @@ def _stale_offers(facts: Facts) -> Iterator[Decision]:
 def _never(facts: Facts) -> Iterator[Decision]:
     for job in facts.waiting:
         for parent, condition in job.parents if job.after else ():  # most wait for nobody
-            fate = facts.fates.get(parent)
-            if parent not in facts.jobs and not condition.met_by(fate):
-                yield Cancel(job.id, f"job {parent}, which it waits for, {_did(fate)}", parent)
-                break
+            if parent in facts.jobs or is_met(facts, parent, condition):
+                continue
+            if condition is Condition.CHECKED:
+                yield Cancel(job.id, f"job {parent}, which is like it, failed in its preflight", parent)
+            else:
+                yield Cancel(job.id, f"job {parent}, which it waits for, {_did(facts.fates.get(parent))}", parent)
+            break
 
 
 def _did(fate: State | None) -> str:

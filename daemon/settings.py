@@ -5,6 +5,7 @@ Precedence: flag, environment (`OVERNIGHT_<KEY>`), `$OVERNIGHT_HOME/config.toml`
 
 import json
 import os
+import re
 import socket
 import sys
 import tomllib
@@ -30,11 +31,16 @@ from daemon.tariff import Tariff
 from daemon.window import Windows
 from jobs.home import default_home
 from jobs.spec import nearest
+from jobs.trackers import PREFIXES, Tracker
 
 PREFIX = "OVERNIGHT_"
 #: Variables with our prefix that are not settings of the rig.
 NOT_SETTINGS = {"OVERNIGHT_URL", "OVERNIGHT_TOKEN", "OVERNIGHT_PROFILE", "OVERNIGHT_PARENT_PID"}
 NOT_SETTINGS_PREFIXES = ("OVERNIGHT_MARK", "OVERNIGHT_SLOT_", "OVERNIGHT_JOB", "OVERNIGHT_GPU", "OVERNIGHT_SECRET_")
+
+
+#: Variables that hold a key, and not a setting.
+SECRETIVE = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
 
 
 class InvalidSettings(Exception):
@@ -75,6 +81,8 @@ class Settings(BaseModel):
     allowed_paths: Annotated[tuple[Path, ...], BeforeValidator(_split)] = Field((), description="Folders that job documents may name.")  # fmt: skip
     allow_hub: bool = Field(True, description="Jobs may download models from the hub.")
     allow_remote_code: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="Models (name or org/name@revision) whose own code may run.")  # fmt: skip
+    preflight_over_s: float = Field(3600.0, ge=0, description="A fine-tune that is expected to take longer has a preflight, unless it says otherwise.")  # fmt: skip
+    preflight_window: Literal["any", "night"] = Field("any", description="When preflights run: at any time on a free GPU, or inside the window only.")  # fmt: skip
     min_run_s: float = Field(60.0, ge=0, description="A backlog job runs at least this long before it gives way.")
     foreign_use: Literal["hold", "yield", "ignore"] = Field("hold", description="When somebody else uses a GPU: start nothing there; also let running jobs leave it; or do not care.")  # fmt: skip
     foreign_after_s: float = Field(10.0, ge=0, description="Others count from this long on a GPU.")
@@ -104,6 +112,9 @@ class Settings(BaseModel):
     kernel_log: Path | None = Field(None, description="Where the kernel's messages are read; /dev/kmsg or the journal when unset.")  # fmt: skip
     upgrade_check_s: PositiveFloat = Field(60.0, description="How often the sampler looks whether the driver was replaced under it.")  # fmt: skip
     check_gpu: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="Your own check of a GPU that had a fault: a command that exits with 0 when it is well.")  # fmt: skip
+    gguf_converter: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="A command that writes models as GGUF which Overnight does not: llama.cpp's convert_hf_to_gguf.py, with {model}, {output} and {outtype}.")  # fmt: skip
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_split)] = Field((), description="Where fine-tunes tell their metrics beside TensorBoard's files: wandb, trackio, mlflow.")  # fmt: skip
+    tracker_variables: Annotated[dict[str, str], BeforeValidator(_json)] = Field({}, description='The trackers\' own variables: { WANDB_MODE = "offline" }. Keys belong into secrets.toml.')  # fmt: skip
     notify: Annotated[Channels, BeforeValidator(_json)] = Field({}, description="Where messages go: a table for each channel (docs/messages.md).")  # fmt: skip
     report_at: str = Field("07:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="The hour at which a night ends and its report is made.")  # fmt: skip
     notify_report: Literal["report_at", "queue_end", ""] = Field("report_at", description="When the report goes out: at the hour of report_at, or when nothing runs any more; empty: never.")  # fmt: skip
@@ -144,6 +155,25 @@ class Settings(BaseModel):
         if isinstance(rule, str) and ":" in rule:
             raise ValueError(f'is "report_at", "queue_end" or empty; the hour is report_at = "{rule}"')
         return rule
+
+    @field_validator("gguf_converter", mode="after")
+    @classmethod
+    def _converter_knows_where(cls, argv: tuple[str, ...]) -> tuple[str, ...]:
+        if argv and not all(any(place in word for word in argv) for place in ("{model}", "{output}")):
+            raise ValueError(
+                "is a command with the words '{model}' and '{output}' in it, and '{outtype}' where it is asked for"
+            )
+        return argv
+
+    @field_validator("tracker_variables", mode="after")
+    @classmethod
+    def _only_trackers_own(cls, variables: dict[str, str]) -> dict[str, str]:
+        known = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes)
+        if wrong := [name for name in variables if not name.startswith(known)]:
+            raise ValueError(f"{wrong[0]} is no variable of a tracker: they begin with {', '.join(known)}")
+        if wrong := [name for name in variables if SECRETIVE.search(name)]:
+            raise ValueError(f"{wrong[0]} is a secret: it belongs into secrets.toml, and is given to jobs from there")
+        return variables
 
     @field_validator("timezone", mode="after")
     @classmethod

@@ -4,6 +4,7 @@ Called by the worker after its sweep, and by the daemon for the run of a dead wo
 """
 
 import logging
+import shutil
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from daemon.facts import disk_hold
 from daemon.settings import Settings
 from daemon.store import Store, UnknownJob
 from daemon.tariff import co2_g
-from jobs.model import Attempt, Cause, InvalidTransition, Job, Outcome, State
+from jobs.model import Attempt, Cause, End, InvalidTransition, Job, Outcome, State
 from jobs.outcome import Exit, judge
 from jobs.rundir import RunDir, read_json, run_dir, sync_files, write_json
 
@@ -30,6 +31,8 @@ def settle(store: Store, settings: Settings, job_id: str, fence: int, *, slot: s
         return None
     folder = run_dir(settings.runs, job_id)
     try:
+        if job.in_preflight:
+            shutil.rmtree(folder.scratch, ignore_errors=True)
         if job.state is State.QUEUED:
             return store.change(job_id, lambda job: job.withdrawn(fence=fence)) if job.offer else None
         outcome = outcome_of(job, folder, settings, now)
@@ -57,7 +60,22 @@ def outcome_of(job: Job, folder: RunDir, settings: Settings, now: float) -> Outc
         # what ended it also kept it from saying so
         outcome = replace(outcome, cause=Cause.DISK_FULL, message="The disk was full.", hint=full)
     outcome = faults.explain(outcome, fault_under(job, settings, now))
-    return replace(outcome, usage=usage_of(job.attempts[-1], settings, now))
+    outcome = replace(outcome, usage=usage_of(job.attempts[-1], settings, now))
+    return of_preflight(outcome, now - job.attempts[-1].started_at) if job.attempts[-1].preflight else outcome
+
+
+def of_preflight(outcome: Outcome, took_s: float) -> Outcome:
+    """What the driver saw beside what the preflight measured itself: its memory at the peak, and the whole job's energy."""
+    if outcome.end is End.FAILED:
+        return replace(outcome, message=f"In its preflight: {outcome.message}")
+    if outcome.end is not End.CHECKED:
+        return outcome
+    learned, usage = dict(outcome.learned), outcome.usage
+    if "peak_vram_bytes" in learned:
+        learned["peak_vram_bytes"] = max(learned["peak_vram_bytes"], float(usage.get("peak_own_vram_bytes") or 0.0))
+    if (energy_j := usage.get("energy_j")) and took_s > 0 and "expected_s" in learned:
+        learned["expected_j"] = round(energy_j / took_s * learned["expected_s"], 1)
+    return replace(outcome, learned=learned)
 
 
 def fault_under(job: Job, settings: Settings, now: float) -> faults.Fault | None:

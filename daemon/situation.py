@@ -9,9 +9,10 @@ from datetime import date, datetime
 from functools import cached_property, lru_cache
 from zoneinfo import ZoneInfo
 
-from daemon.placement import VRAM_RESERVE_BYTES, fits
+from daemon.placement import fits
 from daemon.rig import Slot
-from jobs.model import Job, State
+from jobs.estimate import VRAM_RESERVE_BYTES
+from jobs.model import Condition, Job, Priority, State
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Policy:
     power_budget_w: float | None = None
     #: From one start to the next.
     start_gap_s: float = 0.0
+    #: Preflights need no window, and do not wait for a job's `not_before`.
+    preflight_any_time: bool = True
+    #: How long one takes.
+    preflight_s: float = 180.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class Facts:
     jobs: Mapping[str, Job] = field(default_factory=dict)
     #: How parents that have ended did so; a parent that is gone is missing here and in `jobs`.
     fates: Mapping[str, State] = field(default_factory=dict)
+    #: Those of them that ended before they had passed their preflight.
+    unchecked: frozenset[str] = frozenset()
     paused: bool = False
     window_open: bool = True
     window_opens_at: float | None = None
@@ -133,6 +140,19 @@ class Facts:
         return tuple(job for job in self.waiting if blocker(self, job) is None)
 
     @cached_property
+    def turns(self) -> tuple[tuple[Job, bool], ...]:
+        """Who may take slots, in order, and whether only for its preflight: of each priority first what is to be checked.
+
+        A job that is to be checked stands here twice, the second time in its own place.
+        """
+        checks = [job for job in self.waiting if job.preflight_due and blocker(self, job, preflight=True) is None]
+        if not checks:
+            return tuple((job, False) for job in self.startable)
+        both = [*((job, True) for job in checks), *((job, False) for job in self.startable)]
+        order = list(Priority)
+        return tuple(sorted(both, key=lambda turn: (order.index(turn[0].priority), not turn[1])))
+
+    @cached_property
     def position(self) -> Mapping[str, int]:
         """How many startable jobs stand before each one."""
         return {job.id: ahead for ahead, job in enumerate(self.startable)}
@@ -175,15 +195,18 @@ class Facts:
         return tuple(sorted(s.slot.memory_bytes or VRAM_RESERVE_BYTES << 20 for s in self.slots))
 
 
-def blocker(facts: Facts, job: Job) -> str | None:
-    """Why a waiting job could not start even on an idle rig; None when it could."""
+def blocker(facts: Facts, job: Job, *, preflight: bool = False) -> str | None:
+    """Why a waiting job could not start even on an idle rig; None when it could. `preflight`: why this could not."""
     if job.held:
         return "held until it is released"
     for parent, condition in job.parents if job.after else ():
-        if parent in facts.jobs or not condition.met_by(facts.fates.get(parent)):
+        if not is_met(facts, parent, condition):
+            if condition is Condition.CHECKED:
+                return f"waits for the preflight of job {parent}, which counts for this one, too"
             state = facts.jobs[parent].state if parent in facts.jobs else facts.fates.get(parent, "gone")
             return f"waits for job {parent}, which is {state}"
-    if job.not_before is not None and facts.now < job.not_before:
+    ahead = preflight and facts.policy.preflight_any_time
+    if job.not_before is not None and facts.now < job.not_before and not (ahead and job.not_before == job.spec.get("not_before")):  # fmt: skip
         return f"not before {clock(job.not_before, facts)}"
     if reason := facts.not_here.get(job.id):
         return reason
@@ -203,11 +226,18 @@ def blocker(facts: Facts, job: Job) -> str | None:
     if (needed := job.estimate.get("disk_bytes", 0.0)) > facts.disk_room_bytes:
         room = f"{facts.disk_room_bytes / 1e9:.1f} GB"
         return f"needs {needed / 1e9:.1f} GB for its checkpoints; the rig's disk has {room} to give"
-    if job.window == "night" and (reason := _too_late(facts, job)):
+    if job.window == "night" and not ahead and (reason := _too_late(facts, job)):
         return reason
     if job.max_concurrent and facts.of_sweep.get(job.sweep, 0) >= job.max_concurrent:
         return f"its sweep runs {job.max_concurrent} at a time"
     return None
+
+
+def is_met(facts: Facts, parent: str, condition: Condition) -> bool:
+    """Whether a job that is waited for lets the other one start."""
+    if (live := facts.jobs.get(parent)) is not None:
+        return condition is Condition.CHECKED and not live.preflight_due
+    return condition.met_by(facts.fates.get(parent), unchecked=parent in facts.unchecked)
 
 
 def clock(moment: float, facts: Facts) -> str:
@@ -269,5 +299,5 @@ def _leaving(facts: Facts) -> Iterator[tuple[str, str]]:
             continue
         if reason := next((reasons[slot] for slot in job.slots if slot in reasons), None):
             yield job.id, reason
-        elif closing and job.window == "night":
+        elif closing and job.window == "night" and not (job.in_preflight and facts.policy.preflight_any_time):
             yield job.id, "The window closed; it goes on when it opens."

@@ -71,15 +71,18 @@ def starts(facts: Facts) -> Starts:
     offers: list[Offer] = []
     leave: dict[str, str] = {}
     waits: dict[str, Wait] = {}
-    for job in facts.startable:
+    given: set[str] = set()
+    for job, preflight in facts.turns:
         if board.full:
             break
+        if job.id in given:
+            continue
         if facts.policy.start_gap_s and (gap_s := _gap_s(facts, offers)) > 0:
             waits[job.id] = Wait(
                 reason=f"starts are {facts.policy.start_gap_s:g} s apart; the next is in {gap_s:.0f} s"
             )
             break
-        lasts_s = _lasts_s(facts, job)
+        lasts_s = _lasts_s(facts, job, preflight=preflight)
         if lasts_s > board.gap_s and job.priority is not Priority.BACKLOG:
             continue
         need = _need(facts, job, lasts_s)
@@ -89,6 +92,9 @@ def starts(facts: Facts) -> Starts:
             passed = next((place.keeper.job for place in taken if place.keeper), "")
             offers.append(Offer(job.id, tuple(place.slot for place in taken), passed))
             running[job.sweep] += 1
+            given.add(job.id)
+        elif preflight:
+            board.lacks_w = 0.0  # it takes a slot that is free, and nothing is kept, asked or held up for it
         elif board.lacks_w:
             asked = () if need.gives_way else board.power_from()
             waits[job.id] = Wait(
@@ -136,8 +142,10 @@ def _place(facts: Facts, s: SlotFacts, soon_s: float) -> Place:
     return place
 
 
-def _lasts_s(facts: Facts, job: Job) -> float:
+def _lasts_s(facts: Facts, job: Job, *, preflight: bool = False) -> float:
     """After so many seconds a job that starts now is gone, with a margin; inf when nobody knows."""
+    if preflight:
+        return facts.policy.preflight_s * MARGIN + MARGIN_S
     lasts_s = math.inf
     if (expected_s := facts.expected_s.get(job.id)) is not None:
         lasts_s = expected_s * MARGIN + MARGIN_S

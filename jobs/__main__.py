@@ -21,6 +21,7 @@ RECIPES = {
     "generate": "jobs.generate",
     "evaluate": "jobs.evaluate",
     "benchmark": "jobs.benchmark",
+    "export": "jobs.exports",
     "command": "jobs.command",
 }
 
@@ -33,7 +34,8 @@ def main(path: Path) -> int:
     except JobError as error:
         print(f"{error.message}. {error.hint}", file=sys.stderr)
         return 2
-    run = Run(folder, order)
+    run = Run(folder.aside if order.preflight else folder, order)
+    run.folder.create()
     run.stop_on_sigterm()
     run.dump_stacks_on_sigusr1()
     if order.spec["kind"] != "command":  # a program of the owner's own sees the rig's environment as it is
@@ -61,7 +63,10 @@ def main(path: Path) -> int:
             learned=failure.learned,
         )
         return EXIT_FAILED
-    _leave_result(folder, order, end=End.SUCCEEDED, metrics=metrics)
+    if order.preflight:
+        _leave_result(folder, order, end=End.CHECKED, learned=metrics)
+    else:
+        _leave_result(folder, order, end=End.SUCCEEDED, metrics=metrics)
     return 0
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jobs import environment, interpreter, snapshot
+from jobs import environment, interpreter, snapshot, tensorboard
 from jobs.metrics import last_values
 from jobs.model import Cause
-from jobs.process import die_with_parent, oom_kills
+from jobs.process import die_with_parent, for_other_programs, oom_kills
 from jobs.run import EXIT_INTERRUPTED, Interrupted, JobError, Run
 
 #: Lets every script `import overnight`, whatever Python it runs in.
@@ -27,8 +27,6 @@ HELPER = Path(__file__).parent / "helper"
 #: How much of the log's end is searched for the program's last words.
 LAST_WORDS_BYTES = 4096
 LAST_WORDS_LETTERS = 200
-#: Set for our own processes; the program finds its modules, its threads and the network as it would without us.
-OURS_ONLY = ("PYTHONSAFEPATH", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "PYTORCH_NVML_BASED_CUDA_CHECK")
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -42,6 +40,7 @@ def run(run: Run) -> dict[str, Any]:
         process = start(run, folder)
         forward.to(process)
         code = process.wait()  # a signal's handler runs in between, so there is nothing to poll
+    tensorboard.render(run.folder, run.order.attempt)
     if forward.sent or code == EXIT_INTERRUPTED:
         raise Interrupted
     if code == 0:
@@ -94,11 +93,10 @@ def start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _environment(run: Run) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in OURS_ONLY}
     own = os.environ.get("PYTHONPATH")
     return {
         "PYTHONUNBUFFERED": "1",  # a log that comes at once
-        **kept,
+        **for_other_programs(os.environ),
         "PYTHONPATH": f"{HELPER}{os.pathsep}{own}" if own else str(HELPER),
         **run.order.spec["env"],
         "OVERNIGHT_JOB_ID": run.order.job_id,

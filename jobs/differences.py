@@ -14,10 +14,11 @@ from jobs.spec import KINDS
 
 #: Maps whose keys are the job's own words, and no fields of ours.
 WHOLE = frozenset({"env"})
-#: What a job is called, and when it may run: not what it does.
-NOT_ITS_WORK = frozenset(
-    {"name", "tags", "priority", "after", "not_before", "window", "rig", "max_runtime_s", "max_attempts", "vram_gib"}
-)
+#: What a job is called, when, where and for whom it runs, who is told of it: not what it does.
+NOT_ITS_WORK = frozenset({
+    "name", "tags", "priority", "after", "not_before", "window", "rig", "max_runtime_s", "max_attempts", "retries", "vram_gib",
+    "notify", "preflight", "trackers",
+})  # fmt: skip
 
 Json = Mapping[str, Any]
 

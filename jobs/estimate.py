@@ -7,16 +7,19 @@ It has not been measured on a GPU by ourselves: docs/gpu-checks.md.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from jobs.batches import rows_per_step
 from jobs.data import DataReport
 from jobs.model_facts import Linear, ModelFacts
 
 Json = Mapping[str, Any]
 Part = Literal["weights", "adapter", "gradients", "optimizer", "activations", "logits", "kv_cache", "overhead"]
 
+#: Left to the driver and the desktop beside what a job needs.
+VRAM_RESERVE_BYTES = 512 << 20
 #: CUDA context, cuBLAS and cuDNN workspaces, rounding of the allocator; and what its gaps add to all but the weights.
 TRAINING_OVERHEAD_BYTES = round(1.1 * 2**30)
 INFERENCE_OVERHEAD_BYTES = round(0.6 * 2**30)
@@ -39,6 +42,8 @@ CHECKPOINTS_PER_RUN = 10
 CHECKPOINTS_KEPT = 3
 #: State of scheduler, random numbers and trainer in a checkpoint.
 CHECKPOINT_REST_BYTES = 1 << 20
+#: A weight in GGUF's Q8_0: 8 bits, and one scale of 16 for 32 of them.
+Q8_0_BYTES = 1 + 2 / 32
 #: A tokenizer's files beside a result.
 TOKENIZER_BYTES = 16 << 20
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -102,11 +107,13 @@ class Estimate:
     parts: Mapping[Part, int] = field(default_factory=dict)
     #: The most that checkpoints and results will take at once.
     disk_bytes: int | None = None
+    #: Floating-point operations of a fine-tune; only its order of magnitude is to be trusted.
+    flops: float | None = None
 
     @property
     def record(self) -> dict[str, float]:
         """What a job's record keeps of it."""
-        counts = {"rows": self.rows, "steps": self.steps, "tokens": self.tokens, "disk_bytes": self.disk_bytes}
+        counts = {"rows": self.rows, "steps": self.steps, "tokens": self.tokens, "disk_bytes": self.disk_bytes, "flops": self.flops}  # fmt: skip
         return {name: count for name, count in counts.items() if count is not None}
 
 
@@ -116,6 +123,8 @@ class Outlook:
 
     vram_bytes: int | None = None
     estimate: Mapping[str, float] = field(default_factory=dict)
+    #: Whether it is to be checked first (daemon.preflights).
+    preflight: bool = False
 
 
 UNKNOWN = Outlook()
@@ -132,6 +141,8 @@ def estimate(spec: Json, facts: Facts, *, on_gpu: bool = True) -> Estimate:
             return _evaluate(spec, facts, on_gpu)
         case "benchmark":
             return _benchmark(spec, facts, on_gpu)
+        case "export":
+            return Estimate(disk_bytes=_export_bytes(spec["to"], facts.model, _stored(spec, facts.model)))
         case _:
             return Estimate()
 
@@ -163,8 +174,20 @@ def _finetune(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
         tokens=tokens,
         vram_bytes=sum(parts.values()),
         parts=parts,
-        disk_bytes=_checkpoint_bytes(spec, learned, facts.model, steps),
+        disk_bytes=_checkpoint_bytes(spec, learned, facts.model, steps)
+        + (_export_bytes(spec["export"], facts.model, _stored(spec, facts.model)) or 0),
+        flops=_flops(spec, facts.model, steps, tokens, sequences),
     )
+
+
+def _flops(spec: Json, model: ModelFacts, steps: int | None, tokens: int | None, sequences: int | None) -> float | None:
+    """Two per weight and token forward, two for the way back, two for the weights' own gradients where they learn, two more
+    where activations are computed again (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
+    if not steps or not tokens or not sequences:
+        return None
+    per_weight = 4 + 2 * _method(spec).learns_all + 2 * bool(spec["gradient_checkpointing"])
+    seen = steps * rows_per_step(spec) * tokens / sequences
+    return float(per_weight * model.parameters * seen * _answers(spec))
 
 
 def _counts(spec: Json, data: DataReport | None) -> tuple[int | None, int | None, int | None]:
@@ -353,6 +376,22 @@ def _checkpoint_bytes(spec: Json, learned: int, model: ModelFacts, steps: int | 
     if steps:
         kept = min(kept, math.ceil(steps / save_every(spec, steps)))
     return kept * one + result + TOKENIZER_BYTES
+
+
+def _stored(spec: Json, model: ModelFacts | None) -> int:
+    """A merged model: in the type that is asked for, else in the one that its base is stored in."""
+    if model is None:
+        return 0
+    if spec["dtype"] in WIDTH:
+        return model.parameters * WIDTH[spec["dtype"]]
+    return model.parameters * 2 if spec.get("method") == "qlora" else model.stored_bytes
+
+
+def _export_bytes(formats: Sequence[str], model: ModelFacts | None, merged_bytes: int) -> int | None:
+    """Room for what an export leaves; a GGUF file is made from a merged model, whether that stays or not."""
+    if model is None:
+        return None
+    return (merged_bytes if formats else 0) + (round(model.parameters * Q8_0_BYTES) if "gguf" in formats else 0)
 
 
 # -- generating ---------------------------------------------------------------------------------------------------------

@@ -14,16 +14,29 @@ from typing import Any
 import peft  # noqa: TID253
 import torch  # noqa: TID253
 
-from jobs import batches, checkpoints, environment, model_facts, preferences, preview, sft, weights
+from jobs import (
+    batches,
+    checkpoints,
+    environment,
+    exports,
+    model_facts,
+    preferences,
+    preflight,
+    preview,
+    sft,
+    trackers,
+    weights,
+)
 from jobs.best import Best
-from jobs.card import model_card
 from jobs.estimate import Facts, optimizer_steps, save_every
 from jobs.fitting import micro_batch
 from jobs.log import say
 from jobs.model import Cause
+from jobs.model_card import DataFile, trained_card
 from jobs.recorder import EvaluationStopped, Plan, Recorder
 from jobs.run import Interrupted, JobError, Run
 from jobs.rundir import keep_json_lines, read_json_lines
+from jobs.spent import Meter
 from jobs.stability import LossWatch
 from jobs.tokens import Rows, kept_apart, tokenise
 from jobs.trainers import LEARNING, Sealed, with_recorder
@@ -46,15 +59,17 @@ def run(run: Run) -> dict[str, Any]:
     """Train, or go on training. Returns the metrics of the result."""
     drafts = checkpoints.drafts(run.folder.checkpoints)
     try:
-        return _finetune(run, drafts)
+        metrics = _finetune(run, drafts)
     finally:
         shutil.rmtree(drafts, ignore_errors=True)  # all rows as tokens: large, and soon made again
+    return metrics if run.order.preflight else exports.after_training(run, metrics)
 
 
 def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
     weights.quiet_libraries()
     weights.limit_threads()
     environment.record(run)
+    meter = Meter(run.folder)
     run.phase("loading")
     device = _device(run.order.spec)
     tokenizer = weights.load_tokenizer(run.order)
@@ -65,7 +80,9 @@ def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
     run.phase("loading")
     model = _load(run, device, learns=True)
     _find_micro_batch(run, device, rows, eval_rows)
-    return _learn(run, model, tokenizer, device, rows, eval_rows, resumed, drafts)
+    if run.order.preflight:
+        return _preflight(run, model, tokenizer, device, rows, eval_rows, drafts, meter)
+    return _learn(run, model, tokenizer, device, rows, eval_rows, resumed, drafts, meter)
 
 
 def _learn(
@@ -77,8 +94,10 @@ def _learn(
     eval_rows: Rows | None,
     resumed: Path | None,
     drafts: Path,
+    meter: Meter,
 ) -> dict[str, Any]:
     trainer = _trainer(run, model, tokenizer, rows, eval_rows, device, drafts)
+    trackers.join(trainer, run)
     recorder = trainer.recorder
     _stop_if_asked(run)
     _check_space(run, trainer.model)
@@ -94,7 +113,7 @@ def _learn(
     metrics["tokens"] = recorder.memory.num_tokens or None  # of all attempts: the count goes on after a resume
     metrics["tokens_per_s"] = round(tokens / trained_s, 1) if trained_s and tokens else None
     run.phase("saving", step=step, total=recorder.plan.total)
-    _leave_result(run, trainer.model, tokenizer, device, rows, metrics)
+    _leave_result(run, trainer.model, tokenizer, device, _card(run, rows, eval_rows, metrics, meter), metrics)
     return metrics
 
 
@@ -331,6 +350,70 @@ def _stop_if_asked(run: Run) -> None:
         raise Interrupted
 
 
+# -- before the night -----------------------------------------------------------------------------------------------------
+
+
+def _preflight(
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    device: weights.Device,
+    rows: Rows,
+    eval_rows: Rows | None,
+    drafts: Path,
+    meter: Meter,
+) -> dict[str, Any]:
+    """Everything that the training will do, once (jobs.preflight). Returns what was measured."""
+    spec, watch = run.order.spec, preflight.Stopwatch()
+    say("Preflight: a few real steps, the longest rows first. What it writes goes aside and is removed.")
+    run.order = replace(run.order, spec=preflight.short(spec))
+    few = rows
+    if not spec["packing"]:  # all packed rows are as long as they may be
+        dataset = preflight.rows_of_steps(rows.dataset, batches.rows_per_step(spec), spec["seed"])
+        few = replace(rows, dataset=dataset)
+    held = eval_rows
+    if eval_rows is not None:
+        size = spec["per_device_eval_batch_size"]
+        held = replace(eval_rows, dataset=preflight.longest_batch(eval_rows.dataset, size))
+    trainer = _trainer(run, model, tokenizer, few, held, device, drafts)
+    trainer.args.train_sampling_strategy = "sequential"
+    recorder = trainer.recorder
+    recorder.plan = replace(recorder.plan, evaluates=False, keeps_best=False)
+    _stop_if_asked(run)
+    _check_space(run, trainer.model)
+    watch.seconds["loading"] = time.monotonic() - run.began
+    with watch.time("longest"):
+        trainer.train()
+    memory = preflight.peak(device)
+    _stop_if_asked(run)
+    checkpoint = preflight.read_back(run)
+    trainer.args.max_steps = preflight.STEPS
+    recorder.plan = replace(recorder.plan, total=preflight.STEPS, saves_last=False)
+    _train(trainer, checkpoint)
+    _stop_if_asked(run)
+    if held is not None:
+        with watch.time("evaluation"):
+            _evaluate(trainer)
+    run.phase("generating")
+    sample = preflight.sample(trainer, tokenizer, few.dataset[0])
+    run.phase("saving")
+    with watch.time("result"):
+        step = trainer.state.global_step
+        metrics = _metrics(run, rows, None, step, recorder)
+        _leave_result(run, trainer.model, tokenizer, device, _card(run, rows, eval_rows, metrics, meter), metrics)
+    longest_s, usual_s = recorder.times[-2:]
+    watch.seconds["checkpoint"] = watch.seconds["longest"] - sum(recorder.times[:-1])
+    watch.seconds["step"] = min(longest_s, usual_s)  # usual rows are not slower: more is noise
+    measured = preflight.of_training(
+        spec,
+        optimizer_steps(spec, len(trainer.train_dataset) if spec["packing"] else len(rows.dataset)),
+        watch.seconds,
+        eval_batches=math.ceil(eval_rows.rows / spec["per_device_eval_batch_size"]) if eval_rows else 0,
+        checkpoint_bytes=preflight.size_of(checkpoint),
+    )
+    return preflight.passed(run, measured | memory, sample=sample)
+
+
 # -- results ------------------------------------------------------------------------------------------------------------
 
 
@@ -358,8 +441,14 @@ def _metrics(run: Run, rows: Rows, resumed: Path | None, step: int, recorder: Re
     }
 
 
+def _card(run: Run, rows: Rows, eval_rows: Rows | None, metrics: Mapping[str, Any], meter: Meter) -> str:
+    files = [DataFile(field="data", sha256=rows.sha256, rows=rows.rows)]
+    files += [DataFile(field="eval_data", sha256=eval_rows.sha256, rows=eval_rows.rows)] if eval_rows else []
+    return trained_card(run.order, files, metrics, meter.read(run.now()))
+
+
 def _leave_result(
-    run: Run, model: Any, tokenizer: Any, device: weights.Device, rows: Rows, metrics: Mapping[str, Any]
+    run: Run, model: Any, tokenizer: Any, device: weights.Device, card: str, metrics: Mapping[str, Any]
 ) -> None:
     """The adapter, or the model, appears whole or not at all."""
     whole = run.order.spec["method"] == "full"
@@ -373,7 +462,6 @@ def _leave_result(
     else:
         model.save_pretrained(draft, selected_adapters=[LEARNING])
     tokenizer.save_pretrained(draft)
-    card = model_card(run.order.job_id, run.order.spec, rows.sha256, metrics)
     (draft / "README.md").write_text(card)
     checkpoints.make_durable(draft)
     checkpoints.put_in_place(draft, target)

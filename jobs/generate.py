@@ -11,7 +11,7 @@ from typing import Any
 import torch  # noqa: TID253
 from transformers import GenerationConfig, StoppingCriteria  # noqa: TID253
 
-from jobs import environment, weights
+from jobs import environment, preflight, weights
 from jobs.data import sha256_of
 from jobs.generations import Answer, Generations
 from jobs.log import clock_time, say
@@ -55,6 +55,8 @@ def run(run: Run) -> dict[str, Any]:
         f"{len(prompts)} prompts, {len(resumed)} of them answered before, {len(left)} batches to do on the {device.name}."
     )
     worker = Generator(run, model, tokenizer, device)
+    if run.order.preflight:
+        return _preflight(run, worker, prompts, batches, answers, device)
     began = time.monotonic()
     work(run, worker, prompts, left, answers, done=len(resumed), batch_size=spec["batch_size"])
     return _metrics(answers.finish(), prompts, resumed, time.monotonic() - began)
@@ -109,6 +111,27 @@ def _fitting(model: Model, batch: Sequence[Prompt], size: int) -> tuple[list[Ans
         else:
             made.append(_failed(part[0], OUT_OF_MEMORY))
     return made, size
+
+
+def _preflight(
+    run: Run,
+    model: Model,
+    prompts: Sequence[Prompt],
+    batches: Sequence[Sequence[int]],
+    answers: Generations,
+    device: weights.Device,
+) -> dict[str, Any]:
+    """The batch of the longest prompts, into a file aside (jobs.preflight). Returns what was measured."""
+    answered = [batch for batch in batches if not prompts[batch[0]].error]
+    if not answered:
+        raise JobError(Cause.BAD_INPUT, f"No prompt could be answered. The first: {prompts[0].error}")
+    seconds = {"loading": time.monotonic() - run.began}
+    began = time.monotonic()
+    work(run, model, prompts, answered[:1], answers, done=0, batch_size=run.order.spec["batch_size"])
+    seconds["batch"] = time.monotonic() - began
+    text = answers.finish()[0]["text"]
+    measured = preflight.of_generation(len(answered), seconds) | preflight.peak(device)
+    return preflight.passed(run, measured, sample={"answer": text})
 
 
 class Generator:

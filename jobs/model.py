@@ -2,6 +2,7 @@
 
     queued ──claimed──▶ running ──ended──▶ succeeded | failed(cause) | cancelled
                           ├─ interrupted ─▶ queued, attempt not counted
+                          ├─ checked (it was its preflight) ─▶ queued, attempt not counted
                           └─ a cause that can be mended ─▶ queued, next attempt, until `max_attempts`
 
 "Offered", "asked to stop" and "held" are facts on a record, never states. Nothing here reads a clock or talks to anything.
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 
 
 class State(StrEnum):
@@ -67,9 +68,16 @@ class Condition(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     ENDED = "ended"
+    #: Its preflight, which counts for the child's too, has not failed.
+    CHECKED = "checked"
 
-    def met_by(self, fate: State | None) -> bool:
-        """Whether a parent that ended so (None: it has been forgotten since) lets its child start."""
+    def met_by(self, fate: State | None, *, unchecked: bool = False) -> bool:
+        """Whether a parent that ended so (None: it has been forgotten since) lets its child start.
+
+        `unchecked`: it ended before it had passed its preflight.
+        """
+        if self is Condition.CHECKED:
+            return not (fate is State.FAILED and unchecked)
         return self is Condition.ENDED or (fate is not None and fate == self.value)
 
 
@@ -80,6 +88,8 @@ class End(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
+    #: It was the preflight, and it passed.
+    CHECKED = "checked"
 
 
 #: These causes send a job back to the queue while attempts are left. The others are final at once.
@@ -150,6 +160,8 @@ class Attempt:
     usage: Mapping[str, Any] = field(default_factory=dict)
     #: Fields of the document that are different from then on, because of how it ended.
     changes: Mapping[str, Any] = field(default_factory=dict)
+    #: Not the job itself, but its preflight.
+    preflight: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +216,10 @@ class Job:
     sweep: str = ""
     point: Mapping[str, Any] = field(default_factory=dict)
     max_concurrent: int | None = None
+    #: Its next run is its preflight: a few steps of it, to see whether it will work.
+    preflight_due: bool = False
+    #: What its preflight measured: `expected_s`, `step_s`, `peak_vram_bytes`... (jobs.preflight).
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     state: State = State.QUEUED
     held: bool = False
@@ -246,6 +262,19 @@ class Job:
         return tuple(dependency(text) for text in self.after)
 
     @property
+    def in_preflight(self) -> bool:
+        """Whether what runs, or has been offered, is its preflight."""
+        return (
+            self.attempts[-1].preflight
+            if self.state is State.RUNNING
+            else self.preflight_due and self.offer is not None
+        )
+
+    @property
+    def failed_preflight(self) -> bool:
+        return self.state is State.FAILED and self.preflight_due
+
+    @property
     def effective_spec(self) -> dict[str, Any]:
         """The document with what earlier attempts taught us (a smaller micro-batch, say)."""
         return {**self.spec, **self.next_fields}
@@ -275,7 +304,14 @@ class Job:
         self._need(State.QUEUED, "running")
         if self.offer is None:
             raise InvalidTransition(f"job {self.id} has no offer to claim")
-        run = Attempt(number=self.attempt + 1, fence=fence, rig=self.offer.rig, slots=self.offer.slots, started_at=now)
+        run = Attempt(
+            number=self.attempt + 1,
+            fence=fence,
+            rig=self.offer.rig,
+            slots=self.offer.slots,
+            started_at=now,
+            preflight=self.preflight_due,
+        )
         return replace(
             self,
             state=State.RUNNING,
@@ -307,6 +343,8 @@ class Job:
             if self.wish is not None and self.wish.kind is WishKind.CANCEL:
                 return closed._final(State.CANCELLED, replace(outcome, end=End.CANCELLED), now)
             return closed._back(attempt=self.attempt - 1)
+        if outcome.end is End.CHECKED:
+            return closed._checked(outcome.learned)
         if outcome.end is End.FAILED and outcome.cause is not None and self._has_another_try(outcome):
             return closed._back_after(outcome.cause, outcome, now, attempt=self.attempt)
         return closed._final(State(outcome.end.value), outcome, now)
@@ -343,7 +381,8 @@ class Job:
         """A waiting job's plan facts or its document change (priority, window, held, spec...)."""
         self._need(State.QUEUED, "edited")
         allowed = {"name", "tags", "priority", "rank", "gpus", "after", "not_before", "window", "held",
-                   "max_runtime_s", "max_attempts", "spec", "next_fields", "vram_bytes", "estimate"}  # fmt: skip
+                   "max_runtime_s", "max_attempts", "spec", "next_fields", "vram_bytes", "estimate",
+                   "preflight_due", "measured"}  # fmt: skip
         if unknown := set(changes) - allowed:
             raise ValueError(f"no step changes {sorted(unknown)}")
         return replace(self, **changes)
@@ -386,6 +425,19 @@ class Job:
 
     def _back(self, *, attempt: int) -> Self:
         return replace(self, state=State.QUEUED, attempt=attempt, wish=None, offer=None)
+
+    def _checked(self, measured: Mapping[str, float]) -> Self:
+        """Back to its place in the queue, with what its preflight measured in place of what was estimated."""
+        peak = measured.get("peak_vram_bytes")
+        declared = self.spec.get("vram_gib") is not None
+        return replace(
+            self._back(attempt=0),
+            preflight_due=False,
+            measured=measured,
+            progress=None,
+            started_at=None,  # the job itself has not
+            vram_bytes=round(peak) if peak and not declared else self.vram_bytes,
+        )
 
     def _back_after(self, cause: Cause, outcome: Outcome, now: float, *, attempt: int) -> Self:
         if self.wish is not None and self.wish.kind is WishKind.CANCEL:
@@ -436,7 +488,7 @@ class Job:
 
 
 def dependency(text: str) -> tuple[str, Condition]:
-    """A job's id and how it must end, from "141", "ended:141" or "failed:141"."""
+    """A job's id and how it must end, from "141", "ended:141", "failed:141"; "checked:141" is the queue's own."""
     condition, _, job_id = text.rpartition(":")
     return job_id, Condition(condition or Condition.SUCCEEDED)
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,27 @@ class ModelFacts:
 
 
 def read_model(folder: Path) -> ModelFacts:
-    """The facts of a model's folder. Raises NoFacts."""
-    config = _text_config(_read_json(folder / CONFIG))
+    """The facts of a model's folder: from its weights' headers, or where there are no weights from its configuration. Raises NoFacts."""
+    raw = _read_json(folder / CONFIG)
+    return _facts(raw, *_counted(folder)) if weight_files(folder) else of_config(raw)
+
+
+def of_config(raw: Mapping[str, Any]) -> ModelFacts:
+    """The facts of a model that is not here, from its `config.json` alone; weights of 2 bytes. Raises NoFacts."""
+    config = _text_config(raw)
+    linears, others = _llama_shaped(config)
+    parameters = others + sum(each.inputs * each.outputs // each.count for each in linears)
+    return _facts(raw, parameters, 16 * parameters, linears)
+
+
+def _facts(raw: Mapping[str, Any], parameters: int, stored_bits: int, linears: tuple[Linear, ...]) -> ModelFacts:
+    config = _text_config(raw)
     hidden, layers = _first(config, "hidden_size", "n_embd", "d_model"), _first(config, "num_hidden_layers", "n_layer", "num_layers")  # fmt: skip
     vocabulary = _first(config, "vocab_size")
     if not hidden or not layers or not vocabulary:
         raise NoFacts(f"its {CONFIG} has no hidden_size, num_hidden_layers and vocab_size")
     heads = _first(config, "num_attention_heads", "n_head") or 1
     head_width = _first(config, "head_dim") or max(1, hidden // heads)
-    parameters, stored_bits, linears = _counted(folder)
     return ModelFacts(
         parameters=parameters,
         stored_bytes=stored_bits // 8,
@@ -97,6 +109,40 @@ def read_model(folder: Path) -> ModelFacts:
         context=_first(config, "max_position_embeddings", "n_positions"),
         linears=linears,
     )
+
+
+#: Models whose layers are a Llama's: four matrices of attention, three of a gated part, norms; and what is beside that in each
+#: layer, by widths of queries and keys (biases) or of one head (norms). Others are counted by a dry run.
+BESIDE: Mapping[str, Callable[[int, int, int], int]] = {
+    "llama": lambda q, kv, head: 0,
+    "mistral": lambda q, kv, head: 0,
+    "smollm3": lambda q, kv, head: 0,
+    "granite": lambda q, kv, head: 0,
+    "qwen2": lambda q, kv, head: q + 2 * kv,
+    "qwen3": lambda q, kv, head: 2 * head,
+}
+
+
+def _llama_shaped(config: Mapping[str, Any]) -> tuple[tuple[Linear, ...], int]:
+    """Linear layers, and how many parameters are in no linear layer."""
+    kind = str(config.get("model_type"))
+    if kind not in BESIDE:
+        raise NoFacts(f"its weights are not here, and how many a {kind[:40]} has is told by a dry run only")
+    hidden, layers, vocabulary, heads, ff = (
+        _first(config, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size")
+    )  # fmt: skip
+    if not (hidden and layers and vocabulary and heads and ff):
+        raise NoFacts(f"its {CONFIG} has no hidden_size, num_hidden_layers, vocab_size, num_attention_heads and intermediate_size")  # fmt: skip
+    head = _first(config, "head_dim") or hidden // heads
+    q, kv = heads * head, (_first(config, "num_key_value_heads") or heads) * head
+    inside = {
+        "mlp.down_proj": (ff, hidden), "mlp.gate_proj": (hidden, ff), "mlp.up_proj": (hidden, ff), "self_attn.k_proj": (hidden, kv),
+        "self_attn.o_proj": (q, hidden), "self_attn.q_proj": (hidden, q), "self_attn.v_proj": (hidden, kv),
+    }  # fmt: skip
+    linears = tuple(_linear(f"model.layers.0.{name}", [shape] * layers) for name, shape in inside.items())
+    # transformers takes the tables for tied where the configuration does not say
+    tables = 1 if config.get("tie_word_embeddings", kind != "llama" and kind != "mistral") else 2
+    return linears, tables * vocabulary * hidden + layers * (2 * hidden + BESIDE[kind](q, kv, head)) + hidden
 
 
 def read_adapter(folder: Path) -> int:
@@ -184,7 +230,7 @@ def _feed_forward(config: Mapping[str, Any], hidden: int) -> int:
     return chosen * (_first(config, "moe_intermediate_size") or width) + shared
 
 
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part about the language model: models that also see pictures keep it inside."""
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, dict) else config

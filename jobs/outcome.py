@@ -46,6 +46,8 @@ def judge(*, fence: int, result: Mapping[str, Any] | None, exit: Exit | None) ->
         return Outcome(end=End.SUCCEEDED, metrics=result.get("metrics") or {})
     if told and told.stopped_for:
         return _stopped(told)
+    if result and result["end"] == End.CHECKED:
+        return Outcome(end=End.CHECKED, learned=result.get("learned") or {})
     if result and result["end"] == End.INTERRUPTED:
         return Outcome(end=End.INTERRUPTED, message="It saved its work and stopped.")
     if result:

@@ -4,10 +4,13 @@ import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 #: prctl(2)
 PR_SET_PDEATHSIG = 1
+#: Set for our own processes; another program finds its modules, its threads and the network as it would without us.
+OURS_ONLY = ("PYTHONSAFEPATH", "OPENBLAS_NUM_THREADS", "HF_HUB_OFFLINE", "PYTORCH_NVML_BASED_CUDA_CHECK")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,3 +48,8 @@ def oom_kills() -> int:
             words = Path(path).read_text().split()
             return int(words[words.index("oom_kill") + 1])
     return 0
+
+
+def for_other_programs(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what is meant for our own processes."""
+    return {name: value for name, value in environment.items() if name not in OURS_ONLY}

@@ -53,9 +53,11 @@ class Plan:
     #: Whether the best evaluated step must have a checkpoint.
     keeps_best: bool = False
     log_every: int = 1
+    #: Whether the last step must have a checkpoint; the training of a preflight leaves it out.
+    saves_last: bool = True
 
     def saves(self, step: int) -> bool:
-        return step % self.save_every == 0 or step >= self.total
+        return step % self.save_every == 0 or (self.saves_last and step >= self.total)
 
     def evaluates_at(self, step: int) -> bool:
         return self.evaluates and (step >= self.total or (self.eval_every > 0 and step % self.eval_every == 0))
@@ -145,6 +147,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         known = {each.name for each in fields(Memory)}
         self.memory = Memory(**{name: value for name, value in memory.items() if name in known})
         self.best.recall(read_json_lines(self.run.folder.metrics))
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds of the last steps."""
+        return list(self._times)
 
     # -- inside -----------------------------------------------------------------------------------------------------------
 

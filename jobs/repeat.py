@@ -5,15 +5,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: Fields that say when, where and for whom a job runs, not what it computes.
-BESIDE = frozenset(
-    {"name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "retries", "vram_gib", "rig", "notify", "preflight"}
-)  # fmt: skip
+from jobs.differences import NOT_ITS_WORK
+from jobs.spec import HUB_ID
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
     """The same for documents that ask for the same work, whatever they are called and whenever they run."""
-    work = {name: value for name, value in spec.items() if name not in BESIDE}
+    work = {name: value for name, value in spec.items() if name not in NOT_ITS_WORK}
     return hashlib.sha256(json.dumps(work, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
@@ -30,6 +28,19 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     yield from _changed("the commit", before.get("commit"), after.get("commit"))
     if before and after and before.get("commit") == after.get("commit") and before.get("diff") != after.get("diff"):
         yield "the changes that are not committed are others"
+
+
+def limits(spec: Mapping[str, Any], then: Mapping[str, Any]) -> Iterator[str]:
+    """What a repetition cannot promise to be the same, however much is. `then`: a description by jobs.environment."""
+    if spec.get("kind") == "command":
+        yield "of a command its packages, its random numbers and what it reads by itself are not known"
+        if spec.get("cwd") and not spec.get("workdir") and not then.get("git"):
+            yield "the folder that it ran in is not in git, so nobody knows whether its files are the same"
+        return
+    if HUB_ID.fullmatch(str(spec.get("model") or "")) and "@" not in str(spec["model"]):
+        yield "the model is named without a revision (org/name@commit): the hub may have another one by now"
+    if _object(then.get("gpu")).get("devices"):
+        yield "a GPU's kernels may add in another order: the last digits of a loss may differ"
 
 
 def _changed(words: str, then: object, now: object) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from jobs.model import Cause
 from jobs.rundir import RunDir, append_json_line, read_json, write_json
+from jobs.tensorboard import EventFile
 
 #: "Saved, run me again": EX_TEMPFAIL of sysexits.h.
 EXIT_INTERRUPTED = 75
@@ -49,6 +50,10 @@ class Order:
     #: Where the fields that name files lead: model, adapter, cwd, and those of jobs.spec.FILE_FIELDS.
     paths: Mapping[str, str] = field(default_factory=dict)
     allow_remote_code: bool = False
+    #: Only see whether the job will work, and measure (jobs.preflight).
+    preflight: bool = False
+    #: What of the rig's settings a recipe needs (daemon.for_recipes).
+    rig: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: RunDir) -> None:
         """Leave the orders in the run folder."""
@@ -70,7 +75,9 @@ class Run:
         self.folder, self.order = folder, order
         self.stop_requested = False
         self._now = now
+        self.began = time.monotonic()
         self._told: dict[str, Any] = {}
+        self._events: EventFile | None = None
 
     def stop_on_sigterm(self) -> None:
         """From now on SIGTERM only sets `stop_requested`; the recipe acts on it at the end of a step."""
@@ -120,5 +127,9 @@ class Run:
             write_json(self.folder.progress, self._told, durable=False)
 
     def metrics(self, step: int, **values: float | None) -> None:
-        """Add a line to metrics.jsonl."""
-        append_json_line(self.folder.metrics, {"step": step, **values, "time": self._now()})
+        """Add a line to metrics.jsonl, and to TensorBoard's file."""
+        line = {"step": step, **values, "time": self._now()}
+        if self._events is None:
+            self._events = EventFile.of(self.folder, self.order.attempt)
+        append_json_line(self.folder.metrics, line)
+        self._events.add(line)

@@ -14,6 +14,9 @@ exit.json          how the child's process ended, in its keeper's words       (w
 preview.json       first rows as the model sees them, lengths, what is cut    (child)
 stacks.txt         stack of every thread, when it hung                        (child)
 gpu.json           what its slots did at that moment                          (worker)
+preflight.json     what the preflight measured, and an answer of the model    (child)
+exports.json       what each export was made of                               (child)
+trackers.json      the run's names in trackers elsewhere                      (child)
 """
 
 import json
@@ -97,6 +100,29 @@ class RunDir:
         return self.output / "model"
 
     @property
+    def merged(self) -> Path:
+        """Where an export leaves a model with its adapter in it."""
+        return self.output / "merged"
+
+    @property
+    def gguf(self) -> Path:
+        """Where an export leaves a model as one file."""
+        return self.output / "model-Q8_0.gguf"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "exports.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where the metrics are as TensorBoard reads them."""
+        return self.output / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers.json"
+
+    @property
     def generations(self) -> Path:
         """Where a generation leaves its rows."""
         return self.output / "generations.jsonl"
@@ -121,10 +147,41 @@ class RunDir:
         """The same rows as a page for people."""
         return self.output / "table.md"
 
+    @property
+    def preflight(self) -> Path:
+        return self.path / "preflight.json"
+
+    @property
+    def scratch(self) -> Path:
+        """Where a preflight writes what the job itself would leave; it goes when that run has ended."""
+        return self.path / ".preflight"
+
+    @property
+    def aside(self) -> "RunDir":
+        """The same folder as a preflight sees it."""
+        return PreflightDir(self.path)
+
     def create(self) -> None:
         """Make the folder and those inside it; harmless when they are there."""
         for folder in (self.path, self.checkpoints, self.output):
             folder.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class PreflightDir(RunDir):
+    """A run folder of which checkpoints, curves and results go aside, so that the job itself begins from nothing."""
+
+    @property
+    def metrics(self) -> Path:
+        return self.scratch / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.scratch / "checkpoints"
+
+    @property
+    def output(self) -> Path:
+        return self.scratch / "output"
 
 
 def run_dir(runs: Path, job_id: str) -> RunDir:

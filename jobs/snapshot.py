@@ -4,12 +4,13 @@ Knows only the standard library. The same files give the same bytes, so a folder
 """
 
 import gzip
+import hashlib
 import os
 import shutil
 import stat
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -89,6 +90,30 @@ def contents(path: Path) -> frozenset[str]:
     """The names in an archive. Raises BadSnapshot when it must not be unpacked."""
     with _reading(path) as archive:
         return frozenset(member.name for member in _members(archive))
+
+
+def digests(path: Path) -> dict[str, str]:
+    """What each file and link in an archive is, by name: equal ones are the same. Raises BadSnapshot."""
+    found = {}
+    with _reading(path) as archive:
+        for member in _members(archive):
+            if member.issym():
+                found[member.name] = f"-> {member.linkname}"
+            elif member.isreg() and (source := archive.extractfile(member)) is not None:
+                runs = "x " if member.mode & stat.S_IXUSR else ""
+                found[member.name] = runs + hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
+    return found
+
+
+def read(path: Path, names: Collection[str], most_bytes: int) -> dict[str, bytes]:
+    """The contents of these files of an archive, without those that are larger. Raises BadSnapshot."""
+    found = {}
+    with _reading(path) as archive:
+        for member in _members(archive):
+            if member.name in names and member.isreg() and member.size <= most_bytes:
+                source = archive.extractfile(member)
+                found[member.name] = source.read() if source is not None else b""
+    return found
 
 
 def unpack(path: Path, folder: Path, *, name: str) -> None:

@@ -105,7 +105,7 @@ def load_tokenizer(order: Order) -> Any:
     source = sources(order)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source.model, revision=source.revision, trust_remote_code=_remote_code(order)
+            source.model, revision=source.revision, trust_remote_code=remote_code(order)
         )
     except Exception as error:  # every library below has its own: all mean that there is no usable tokenizer
         if (unusable := _unusable(error, f"The tokenizer of {order.spec['model']}", local=source.is_local)) is None:
@@ -129,7 +129,7 @@ def load_config(order: Order) -> Any:
 
     source = sources(order)
     try:
-        return AutoConfig.from_pretrained(source.model, revision=source.revision, trust_remote_code=_remote_code(order))
+        return AutoConfig.from_pretrained(source.model, revision=source.revision, trust_remote_code=remote_code(order))
     except Exception as error:  # as above
         if (unusable := _unusable(error, f"The model {order.spec['model']}", local=source.is_local)) is None:
             raise
@@ -153,7 +153,7 @@ def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", qu
             quantization_config=quantization,
             device_map={"": to.name} if quantization is not None else None,
             use_safetensors=True,
-            trust_remote_code=_remote_code(order),
+            trust_remote_code=remote_code(order),
         )
     except Exception as error:  # as above; out of memory and network errors are told apart inside
         if (unusable := _unusable(error, f"The model {order.spec['model']}", local=source.is_local)) is None:
@@ -206,7 +206,8 @@ def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
     return adapted if trainable else adapted.merge_and_unload()
 
 
-def _remote_code(order: Order) -> bool:
+def remote_code(order: Order) -> bool:
+    """Whether code that comes with the model may run: asked for, and allowed by the rig."""
     return bool(order.spec.get("trust_remote_code")) and order.allow_remote_code
 
 

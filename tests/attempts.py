@@ -24,14 +24,23 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_folder(
-    path: Path, document: Mapping[str, Any], paths: Mapping[str, object], *, resume: bool = False, attempt: int = 1
+    path: Path,
+    document: Mapping[str, Any],
+    paths: Mapping[str, object],
+    *,
+    resume: bool = False,
+    attempt: int = 1,
+    preflight: bool = False,
 ) -> RunDir:
     """A run folder with the orders for one attempt; the attempt's number is its fence, too."""
     folder = RunDir(path)
     folder.create()
     spec = dump(parse(document))
     places = {name: str(place) for name, place in paths.items()}
-    Order(job_id="1", attempt=attempt, fence=attempt, resume=resume, spec=spec, paths=places).write(folder)
+    order = Order(
+        job_id="1", attempt=attempt, fence=attempt, resume=resume, spec=spec, paths=places, preflight=preflight
+    )
+    order.write(folder)
     return folder
 
 

@@ -10,9 +10,10 @@ from typing import TypeVar
 import redis
 from rq import get_current_job
 
-from daemon.admission import read_secrets
+from daemon.for_recipes import environment_for, settings_for
 from daemon.places import resolve
 from daemon.rig import Slot
+from daemon.rig_secrets import read_secrets
 from daemon.settings import Settings, load
 from daemon.store import Store, UnknownJob
 from jobs.model import Cause, End, InvalidTransition, Job
@@ -22,7 +23,7 @@ from jobs.spec import RECIPES
 from workers import child
 from workers.arrivals import bring_inputs, missing
 from workers.keeper import Keeper
-from workers.warm import WarmStart
+from workers.warm import WarmStart, needs_cold_start
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def run_attempt(job_id: str, fence: int) -> None:
         leave_bad_start(folder, job, error)
         return
     # a command's driver is light: it is forked even from a worker that has not preloaded
-    warm = job.kind not in RECIPES or (warm_start.ready and job.gpus == 1)
+    warm = job.kind not in RECIPES or (warm_start.ready and job.gpus == 1 and not needs_cold_start(order.spec))
     try:
         leased_at = renew_lease(job, settings, store) if settings.redis_url is not None else time.monotonic()
     except InvalidTransition as error:
@@ -83,10 +84,12 @@ def prepare(folder: RunDir, job: Job, settings: Settings, store: Store) -> Order
         job_id=job.id,
         attempt=job.attempt,
         fence=job.fence,
-        resume=len(job.attempts) > 1,
+        resume=not all(run.preflight for run in job.attempts[:-1]) and not job.attempts[-1].preflight,
+        preflight=job.attempts[-1].preflight,
         spec=spec,
         paths=resolve(spec, settings, settings.runs, get_job=store.get),
         allow_remote_code=spec.get("model") in settings.allow_remote_code,
+        rig=settings_for(spec, settings),
     )
     order.write(folder)
     write_json(folder.state, job.to_json(), durable=False)  # the queue has it; `settle` leaves the last word
@@ -140,5 +143,5 @@ def _environment(order: Order, job: Job, settings: Settings, store: Store) -> di
         index=index,
         folder=folder.path,
         threads=max(1, threads),
-        secrets={name: known[name] for name in wanted},
+        secrets={name: known[name] for name in wanted} | environment_for(order.spec, settings),
     )

@@ -13,7 +13,11 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from jobs.spec.finetune import NEEDS_BITSANDBYTES
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,12 @@ MODULES = {
 SELF_TEST_S = 60.0
 #: madvise(2); MADV_COLLAPSE since Linux 6.1. The size is x86-64's and ARM's with 4 KiB pages.
 MADV_HUGEPAGE, MADV_COLLAPSE, HUGE_PAGE_BYTES = 14, 25, 2**21
+
+
+def needs_cold_start(spec: Mapping[str, Any]) -> bool:
+    """Whether a document's job needs bitsandbytes, which a preloaded process must not have imported."""
+    few_bits = any(name != "none" for name in spec.get("quantizations") or ())
+    return few_bits or spec.get("method") == "qlora" or spec.get("optim") in NEEDS_BITSANDBYTES
 
 
 class WarmStart:

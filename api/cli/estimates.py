@@ -23,17 +23,21 @@ PARTS = {
 ORIGIN = {"declared": "as declared", "learned": "learned from earlier runs", "estimated": "estimated"}
 
 
-def ask(session: Session, document: Mapping[str, Any], reports: Mapping[str, DataReport]) -> Json:
-    """The rig's estimate. `reports`: what files hold that may not be on the rig yet, by `sha256:...`."""
+def ask(
+    session: Session, document: Mapping[str, Any], reports: Mapping[str, DataReport], vram_gib: float | None = None
+) -> Json:
+    """The rig's estimate. `reports`: what files hold that may not be on the rig yet, by `sha256:...`. `vram_gib`: of a GPU that is not there."""
     report = reports.get(str(document.get("data")))
-    facts = {name: getattr(report, name) for name in ("rows", "text_bytes", "longest_bytes")} if report else {}
+    facts: Json = {name: getattr(report, name) for name in ("rows", "text_bytes", "longest_bytes")} if report else {}
+    if vram_gib is not None:
+        facts["vram_gib"] = vram_gib
     return session.client.estimate(document, **facts)
 
 
 def show(session: Session, view: Mapping[str, Any]) -> None:
     """What it needs and of what, where it fits, and what would."""
     parts = _parts(view["parts"]) if view["source"] == "estimated" else []
-    for line in (*_lines(view), *parts, *_verdict(view)):
+    for line in (*_lines(view), *parts, *_verdict(view), *_capacity(view.get("capacity"))):
         session.say(line)
 
 
@@ -52,6 +56,8 @@ def _lines(view: Mapping[str, Any]) -> Iterator[str]:
         if time_s is not None
         else f"Time: not known, {view['unknown']['time_s']}"
     )
+    if view.get("preflight"):
+        yield "Preflight: yes, a few real steps first, ahead of the queue (--no-preflight leaves it out)"
     if view["vram_bytes"] is None:
         yield f"Memory: not known, {view['unknown'].get('vram_bytes', '')}"
     else:
@@ -66,6 +72,17 @@ def _verdict(view: Mapping[str, Any]) -> Iterator[str]:
     if view["message"]:
         yield f"It would be refused: {view['message']}."
     yield from view["warnings"]
+
+
+def _capacity(found: Mapping[str, Any] | None) -> Iterator[str]:
+    """The most that would fit, whatever the rows of the data are like."""
+    if found is None:
+        return
+    if not found["longest"]:
+        yield f"Room for: not even one short row, which needs {gib(found['least_bytes'])}"
+        return
+    most = ", ".join(f"{at['rows']} x {at['length']}" for at in found["batches"])
+    yield f"Room for (rows x tokens): {most}{'; ' if most else ''}one row of up to {found['longest']} tokens"
 
 
 def _parts(parts: Mapping[str, int]) -> list[str]:

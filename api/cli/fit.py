@@ -12,16 +12,30 @@ Json = dict[str, Any]
 
 
 @click.command("fit")
-@click.argument("file", metavar="FILE|JOB")
+@click.argument("file", metavar="[FILE|JOB]", required=False)
+@click.option("--model", default="", help="The largest batches of this model, by method: a folder, a name, a hub id.")
+@click.option("--vram", "vram_gib", type=click.FloatRange(0, 10_000, min_open=True), metavar="GIB", help="As if the GPU had so much memory.")  # fmt: skip
 @click.option(
     "--set", "sets", multiple=True, metavar="FIELD=VALUE", help="What if: any field, as in --set max_length=2048."
 )
 @with_rig
-def fit(session: Session, file: str, sets: tuple[str, ...]) -> None:
-    """Memory, steps and room that a job would need, which GPUs it fits, and what would make it fit.
+def fit(session: Session, file: str | None, model: str, vram_gib: float | None, sets: tuple[str, ...]) -> None:
+    """What fits: a job, a model, or with neither the usual sizes of models on this rig.
 
-    Nothing is stored or uploaded. The exit status is 1 when a job fits no GPU.
+    Of a job: memory, steps and room that it would need, which GPUs it fits, and what would make it fit. Nothing is stored or
+    uploaded. The exit status is 1 when a job fits no GPU. With --vram and a folder (or no model) it needs no rig.
     """
+    if file and model:
+        fail("Name a job's file or number, or --model: not both.", USAGE)
+    if not file:
+        if sets:
+            fail("--set changes a job's document: name its file or number.", USAGE)
+        _show_capacity(session, model, vram_gib)
+        return
+    _show_jobs(session, file, vram_gib, sets)
+
+
+def _show_jobs(session: Session, file: str, vram_gib: float | None, sets: tuple[str, ...]) -> None:
     from api.cli import (  # here: they load pydantic, which `overnight --help` need not wait for
         estimates,
         fields,
@@ -32,7 +46,7 @@ def fit(session: Session, file: str, sets: tuple[str, ...]) -> None:
     for document, reports in _documents(session, file):
         for text in sets:
             fields.change(document, fields.assignment(text))
-        views.append(estimates.ask(session, document, reports))
+        views.append(estimates.ask(session, document, reports, vram_gib))
         if not session.as_json:
             if len(views) > 1:
                 session.say("")
@@ -44,6 +58,16 @@ def fit(session: Session, file: str, sets: tuple[str, ...]) -> None:
         output.emit(views[0] if len(views) == 1 else {"estimates": views})
     if any(view["fits"] is False for view in views):
         raise SystemExit(FAILED)
+
+
+def _show_capacity(session: Session, model: str, vram_gib: float | None) -> None:
+    from api.cli import capacities, output  # here: they load pydantic
+
+    view = capacities.without_a_rig(model, vram_gib) or session.client.what_fits(model, vram_gib)
+    if session.as_json:
+        output.emit(view)
+    else:
+        output.show(capacities.words(view, one=bool(model)))
 
 
 def _documents(session: Session, file: str) -> Iterator[tuple[Json, Json]]:

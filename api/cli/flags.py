@@ -137,4 +137,6 @@ def _default_words(field: FieldInfo) -> str:
     default = field.default
     if default is PydanticUndefined:
         return "[required]"
-    return "" if default in (None, "", ()) or default == {} else f"[default: {default}]"
+    if default in (None, "", ()) or default == {}:
+        return ""
+    return f"[default: {','.join(map(str, default)) if isinstance(default, tuple) else default}]"

@@ -175,6 +175,7 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{job['position']} in the queue{', held' if job.get('held') else ''}" if job.get("position") else "",
         ),
         ("now", output.what(job) if job["state"] in ("queued", "running") else ""),
+        ("preflight", (job.get("preflight") or {}).get("words") or ""),
         ("created", output.clock(job.get("created_at"))),
         ("started", output.clock(job.get("started_at"))),
         ("finished", output.clock(job.get("finished_at"))),
@@ -196,6 +197,8 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _attempt_words(attempt: Mapping[str, Any]) -> str:
     ran = f"{output.clock(attempt.get('started_at'))} to {output.clock(attempt.get('ended_at')) or 'now'}"
     end = attempt.get("cause") or attempt.get("end") or "running"
+    if attempt.get("preflight"):
+        end = f"preflight {'passed' if end == 'checked' else end}"
     return output.clean_line(f"{ran} on {', '.join(attempt.get('slots') or ())}: {end} {attempt.get('message') or ''}")
 
 

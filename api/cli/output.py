@@ -193,7 +193,9 @@ def what(job: Mapping[str, Any]) -> str:
     if job["state"] == "queued":
         return str(job.get("waiting_because") or "")
     if job["state"] == "running":
-        return progress_words(job.get("progress") or {})
+        words = progress_words(job.get("progress") or {})
+        is_first_look = any(run.get("preflight") for run in (job.get("attempts") or ())[-1:])
+        return ", ".join(filter(None, ("preflight", words))) if is_first_look else words
     outcome = job.get("outcome") or {}
     cause = outcome.get("cause")
     return ": ".join(part for part in (cause, outcome.get("message") or "") if part)

@@ -7,6 +7,7 @@ import click
 from api.cli import job_commands, queue_commands, rig_commands, sweep_commands
 from api.cli.compare import compare
 from api.cli.demo import demo
+from api.cli.diff import diff
 from api.cli.doctor import doctor
 from api.cli.fit import fit
 from api.cli.notify import notify
@@ -27,7 +28,7 @@ def overnight() -> None:
 
 
 _LISTED = (*rig_commands.COMMANDS, *job_commands.COMMANDS, *queue_commands.COMMANDS, *sweep_commands.COMMANDS)
-_OTHERS = (compare, pull, rerun, plan, report, fit, doctor, demo, top, telemetry, rigs, notify)
+_OTHERS = (compare, diff, pull, rerun, plan, report, fit, doctor, demo, top, telemetry, rigs, notify)
 for _command in (*_LISTED, *_OTHERS):
     overnight.add_command(_command)
 

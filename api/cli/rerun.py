@@ -37,6 +37,9 @@ def rerun(session: Session, job: str, exact: bool, sets: tuple[str, ...], follow
         )
     for change in found["changes"]:
         output.say(output.clean_line(f"Not as it was: {change}."))
+    if exact:
+        for limit in found.get("limits", ()):
+            output.say(output.clean_line(f"Cannot be promised: {limit}."))
     if exact and found["changes"]:
         fail("Nothing was submitted. Without --exact it runs with what there is now.", FAILED)
     sending.send(session, document, (), sending.How(follow=follow_, wait=wait))

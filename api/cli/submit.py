@@ -24,7 +24,7 @@ class SubmitGroup(Commands):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Both ways."""
-        formatter.write_usage(ctx.command_path, "finetune|generate|evaluate|benchmark|run [FLAGS]")
+        formatter.write_usage(ctx.command_path, "finetune|generate|evaluate|benchmark|export|run [FLAGS]")
         formatter.write_usage(ctx.command_path, "FILE.toml|.yaml|.json [FLAGS]")
         formatter.write_usage(ctx.command_path, "POINTS.csv --base FILE [FLAGS]")
 
@@ -124,6 +124,16 @@ def benchmark(session: Session, **values: Any) -> None:
     Example: submit benchmark --model NAME --batch-sizes 1,8 --prompt-lengths 128,1024 --quantizations none,nf4
     """
     _submit(session, "benchmark", values)
+
+
+@_command("export", "export")
+@how_to_submit
+def export(session: Session, **values: Any) -> None:
+    """Merge an adapter into its model, or write a model as a GGUF file.
+
+    Example: submit export --adapter job:12 --to merged,gguf
+    """
+    _submit(session, "export", values)
 
 
 @_command("run", "command", context_settings={"allow_interspersed_args": False})

@@ -13,6 +13,7 @@ self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim(
 self.addEventListener("fetch", (event) => {
   const request = event.request;
   const url = new URL(request.url);
+  if (url.origin === self.location.origin && url.pathname === "/logout") return event.waitUntil(caches.delete(KEPT));
   if (request.method !== "GET" || url.origin !== self.location.origin || request.headers.has("authorization")) return;
   if (request.mode === "navigate") event.respondWith(page(event, url));
   else if (url.pathname.startsWith("/static/") && url.searchParams.has("v")) event.respondWith(asset(request));

@@ -146,7 +146,7 @@ def _of(job: Job, state: State, records: Records) -> Ran:
         state=state,
         start=job.started_at,
         end=job.finished_at if outcome else None,
-        attempts=len(job.attempts),
+        attempts=sum(not run.preflight for run in job.attempts),
         metric=metric,
         value=value,
         cause=outcome.cause if outcome else None,

@@ -88,15 +88,16 @@ def _lane(slot: Slot, blocks: list[Block], idle_found: list[Idle], records: Reco
 def _block(job: Job, run: Attempt, records: Records) -> Block:
     span = records.span
     over = run.ended_at is not None and run.ended_at <= span.until
+    end = End.SUCCEEDED if run.end is End.CHECKED else run.end or End.INTERRUPTED
     return Block(
         job=job.id,
-        name=job.name,
+        name=f"preflight of {job.name}" if run.preflight else job.name,
         kind=job.kind,
-        state=str(run.end or End.INTERRUPTED) if over else "running",
+        state=str(end) if over else "running",
         start=max(run.started_at, span.since),
         end=min(run.ended_at or span.until, span.until),
         attempt=run.number,
-        attempts=len(job.attempts),
+        attempts=sum(not run.preflight for run in job.attempts),
         cause=run.cause if over else None,
     )
 

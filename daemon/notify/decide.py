@@ -1,7 +1,7 @@
 """From what was seen to what is sent now. Pure: no clock, no queue, no network.
 
-At once goes only what cannot wait (`Trouble`: the rig is held, a GPU is out of service, a process stays dead; a row of failures), and
-a job that asked for it. Everything else is in the report: at a fixed hour, or when nothing runs any more.
+At once goes only what cannot wait (`Trouble`: the rig is held, a GPU is out of service, a process stays dead; a row of failures; a job
+that failed in its preflight), and a job that asked for it. Everything else is in the report: at a fixed hour, or when nothing runs any more.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -218,7 +218,9 @@ def wanted(job: Job, by_default: str) -> str:
 
 def _asked_for(job: Job, rules: Rules) -> Iterator[Message]:
     when = wanted(job, rules.jobs)
-    if when != "end" and not (when == "failure" and job.state is State.FAILED):
+    asked = when == "end" or (when == "failure" and job.state is State.FAILED)
+    # its owner is still awake, and can mend it before the night
+    if not asked and not (job.failed_preflight and job.spec.get("notify") != "never"):
         return
     word = {State.SUCCEEDED: "done", State.FAILED: "failed", State.CANCELLED: "cancelled"}[job.state]
     why = cause_in_words(job)

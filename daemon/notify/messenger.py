@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 from daemon import peers
-from daemon.admission import read_secrets
 from daemon.notify.config import Channel, Ping, SecretMissing, secret_names
 from daemon.notify.decide import Memory, Night, Rules, Seen, decide
 from daemon.notify.look import Lookout
@@ -24,6 +23,7 @@ from daemon.notify.outbox import Delivery, Outbox
 from daemon.notify.senders import NotSent, Sending, in_words, ping, send
 from daemon.notify.timing import Pace, choose
 from daemon.places import Refused
+from daemon.rig_secrets import read_secrets
 from daemon.settings import Settings
 from daemon.store import Store
 from daemon.window import Windows

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from redis.client import Pipeline
 
+from daemon.preflights import shared
 from daemon.store.keys import ALIKE, SEQ, idempotency_key, job_key, once_key
 from daemon.store.sweeps import Sweeps, write_sweep
 from daemon.store.wire import parsed, text
@@ -58,7 +59,7 @@ class Submission(Sweeps):
                 return self._fetch(known["ids"]), True
             first = int(cast(bytes, pipe.get(SEQ)) or 0) + 1
             pairs = enumerate(zip(specs, outlooks or [UNKNOWN] * len(specs), strict=True), first)
-            jobs = [new_job(numbered(spec, first), number, now, outlook) for number, (spec, outlook) in pairs]
+            jobs = shared([new_job(numbered(spec, first), number, now, outlook) for number, (spec, outlook) in pairs])
             if sweep is not None:
                 jobs = [member(job, str(first), sweep, point) for job, point in zip(jobs, points, strict=True)]
             pipe.multi()
@@ -129,6 +130,7 @@ def new_job(spec: Spec, number: int, now: float, outlook: Outlook = UNKNOWN) -> 
         gpus=spec.gpus,
         vram_bytes=round(spec.vram_gib * 2**30) if spec.vram_gib else outlook.vram_bytes,
         estimate=outlook.estimate,
+        preflight_due=outlook.preflight,
         after=spec.dependencies,
         not_before=spec.not_before,
         window=spec.window,

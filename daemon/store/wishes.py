@@ -89,7 +89,8 @@ class Wishes(Records):
             parent = parsed(pipe.get(job_key(parent_id)))
             fate = State(parent["state"]) if parent else None
             waits = fate is not None and not fate.final
-            unmet = [c for parent, c in before.parents if parent == parent_id and not c.met_by(fate)]
+            unchecked = bool(parent and parent.get("preflight_due"))
+            unmet = [c for p, c in before.parents if p == parent_id and not c.met_by(fate, unchecked=unchecked)]
             wish = Wish(kind=WishKind.CANCEL, reason=reason, asked_at=now, because_of=parent_id)
             after = before.asked(wish) if unmet and not waits and before.state is State.QUEUED else before
             pipe.multi()
@@ -134,7 +135,8 @@ class Wishes(Records):
             watch(pipe, job_key(parent_id))
             record = parsed(pipe.get(job_key(parent_id)))
             fate = State(record["state"]) if record else None
-            if condition.met_by(fate) or (fate is not None and not fate.final):
+            unchecked = bool(record and record.get("preflight_due"))
+            if condition.met_by(fate, unchecked=unchecked) or (fate is not None and not fate.final):
                 continue
             if record is None:
                 raise InvalidTransition(

@@ -16,6 +16,7 @@ from jobs.spec.benchmark import BenchmarkSpec
 from jobs.spec.command import CommandSpec
 from jobs.spec.common import FILE_FIELDS, HUB_ID, INPUT_REFERENCE, JOB_REFERENCE, MODEL_NAME, JobSpec, Line, WithModel
 from jobs.spec.evaluate import EvaluateSpec
+from jobs.spec.export import ExportSpec
 from jobs.spec.finetune import FinetuneSpec, LoraSpec
 from jobs.spec.generate import GenerateSpec
 
@@ -30,6 +31,7 @@ __all__ = [
     "BenchmarkSpec",
     "CommandSpec",
     "EvaluateSpec",
+    "ExportSpec",
     "FieldError",
     "FinetuneSpec",
     "GenerateSpec",
@@ -44,16 +46,17 @@ __all__ = [
     "parse",
 ]
 
-Spec = FinetuneSpec | GenerateSpec | EvaluateSpec | BenchmarkSpec | CommandSpec
+Spec = FinetuneSpec | GenerateSpec | EvaluateSpec | BenchmarkSpec | ExportSpec | CommandSpec
 KINDS: Mapping[str, type[Spec]] = {
     "finetune": FinetuneSpec,
     "generate": GenerateSpec,
     "evaluate": EvaluateSpec,
     "benchmark": BenchmarkSpec,
+    "export": ExportSpec,
     "command": CommandSpec,
 }
 #: Kinds whose process needs torch: they start from the preloaded worker.
-RECIPES = frozenset({"finetune", "generate", "evaluate", "benchmark"})
+RECIPES = frozenset({"finetune", "generate", "evaluate", "benchmark", "export"})
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,12 @@ class JobSpec(Document):
         return tuple(dict.fromkeys((*self.after, *(job_id for _, job_id in self.references))))
 
 
+class PreflightSpec(JobSpec):
+    """Of kinds that can be checked ahead (jobs.preflight)."""
+
+    preflight: bool | Literal["auto"] = Field("auto", description="Check it ahead of the queue by a few real steps; auto: fine-tunes that take over an hour.")  # fmt: skip
+
+
 class WithModel(JobSpec):
     """Fields of every kind that loads a model."""
 

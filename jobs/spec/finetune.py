@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from jobs import batches
-from jobs.spec.common import DataFields, Document, Line, ModelSpec, Text
+from jobs.spec.common import DataFields, Document, Line, ModelSpec, PreflightSpec, Text
+from jobs.spec.export import ExportFormat
 
 Method = Literal["lora", "qlora", "full"]
 Objective = Literal["sft", "dpo", "kto"]
@@ -80,7 +81,7 @@ class LoraSpec(Document):
     layers_to_transform: tuple[Layer, ...] = Field((), max_length=1024, description="Numbers of the blocks that get an adapter; all when left out.")  # fmt: skip
 
 
-class FinetuneSpec(ModelSpec):
+class FinetuneSpec(ModelSpec, PreflightSpec):
     """Fine-tuning: an adapter or all weights, from examples or preferences. Names as in transformers, TRL and PEFT."""
 
     kind: Literal["finetune"] = "finetune"
@@ -129,6 +130,8 @@ class FinetuneSpec(ModelSpec):
     load_best_model_at_end: bool = Field(False, description="The result is the best evaluated checkpoint, not the last.")  # fmt: skip
     early_stopping_patience: PositiveInt | None = Field(None, description="End after so many evaluations without a better one; the best is kept.")  # fmt: skip
     early_stopping_threshold: float = Field(0.0, ge=0, description="Less than this is not better.")
+    export: tuple[ExportFormat, ...] = Field((), max_length=2, description="What is made of the result: merged, gguf.")
+    trackers: bool = Field(True, description="Tell the trackers that the rig is set up for; false: nobody.")
     lora: LoraSpec = LoraSpec()
 
     @property

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from jobs.spec.common import DataFields, ModelSpec, Text
+from jobs.spec.common import DataFields, ModelSpec, PreflightSpec, Text
 
 
-class GenerateSpec(ModelSpec):
+class GenerateSpec(ModelSpec, PreflightSpec):
     """Batch generation from prompts in a JSONL or Parquet file."""
 
     kind: Literal["generate"] = "generate"

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from checking import checking
 from commands import cli
 from figures import Figures
 from many import batch, drain
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "next": next_job,
     "warm": warm,
     "training": training,
+    "preflight": checking,
     "drain": drain,
     "batch": batch,
     "idle": idle,

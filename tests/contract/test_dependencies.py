@@ -222,7 +222,7 @@ def test_a_result_can_be_named_only_where_it_will_be(client: TestClient, setting
 
     wrong = client.post(f"{JOBS}/batch", json={"jobs": [train, ask, {**again, "model": "job:ask"}]})
     assert wrong.status_code == 422
-    assert "this needs the result of a finetune job" in wrong.json()["detail"]
+    assert "this needs the result of a finetune or export job" in wrong.json()["detail"]
 
     answer = client.post(f"{JOBS}/batch", json={"jobs": [again, ask, train]})
     assert answer.status_code == 201, answer.text

@@ -18,7 +18,7 @@ from daemon.store import Store
 from jobs.model import End, Job, Outcome, State
 from jobs.rundir import run_dir
 
-JOBS, ESTIMATE = "/api/v1/jobs", "/api/v1/estimate"
+JOBS, ESTIMATE, FIT = "/api/v1/jobs", "/api/v1/estimate", "/api/v1/fit"
 GIB = 2**30
 DIGEST = "a" * 64
 Rigs = Callable[..., None]
@@ -391,3 +391,51 @@ def test_answers_of_a_generation_are_refused_as_training_data(
     assert "job 1 writes its answers" in refused(client, tune(eval_data="job:1"))["eval_data"]
     again = {"kind": "generate", "model": "llama-1b", "data": "job:1"}
     assert client.post(JOBS, json=again).status_code == 201  # prompts are prompts
+
+
+# -- what fits, without a job -----------------------------------------------------------------------------------------------
+
+
+def test_what_fits_the_largest_gpu_is_told_of_a_model_of_the_rig_and_of_the_usual_ones(
+    client: TestClient, rigs: Rigs, models: Path
+) -> None:
+    rigs(rig=(8, 24))
+    found = client.get(FIT, params={"model": "llama-8b"}).json()
+    rows = {method["method"]: {at["length"]: at["rows"] for at in method["batches"]} for method in found["models"][0]["methods"]}  # fmt: skip
+
+    assert (found["memory_bytes"], rows["qlora"][2048], rows["full"]) == (24 * GIB, 12, {})
+    smaller = client.get(FIT, params={"model": "llama-8b", "vram_gib": 12}).json()
+    assert [m["fits"] for m in smaller["models"][0]["methods"] if m["method"] == "lora"] == [False]
+    assert [model["name"] for model in client.get(FIT).json()["models"]][::8] == ["Qwen2.5-0.5B", "Llama-3.3-70B"]
+
+
+def test_what_fits_is_refused_where_nobody_can_know(client: TestClient, rigs: Rigs, models: Path) -> None:
+    def wrong(**params: Any) -> list[tuple[str, str]]:
+        answer = client.get(FIT, params=params)
+        assert answer.status_code == 422, answer.text
+        return [(error["field"], error["message"]) for error in answer.json()["errors"]]
+
+    assert wrong() == [("vram_gib", "this queue has no GPU: say how much memory one would have")]
+    assert wrong(model="org/unheard-of", vram_gib=24) == [("model", "its model is still on the hub")]
+    assert wrong(model="nope", vram_gib=24)[0][1].startswith("'nope' is not a model of this rig")
+    assert wrong(model="/etc", vram_gib=24)[0][1].startswith("is outside the folders")
+    known = client.get(FIT, params={"model": "Qwen/Qwen2.5-7B-Instruct", "vram_gib": 24}).json()
+    assert known["models"][0]["parameters"] == 7_615_616_512
+
+
+def test_an_estimate_says_what_there_would_be_room_for(client: TestClient, rigs: Rigs, models: Path) -> None:
+    rigs(rig=(24,))
+    made = client.post(ESTIMATE, json=tune(gradient_checkpointing=True)).json()["capacity"]
+    other = client.post(ESTIMATE, json=tune(gradient_checkpointing=True), params={"vram_gib": 12}).json()
+
+    assert {at["length"]: at["rows"] for at in made["batches"]}[2048] == 5
+    assert (other["fits"], other["capacity"]["longest"]) == (False, 0)
+    assert "the largest GPU has 12 GiB" in other["message"]
+    assert client.post(ESTIMATE, json=COMMAND).json()["capacity"] is None
+
+
+def test_a_job_of_a_usual_model_that_is_still_on_the_hub_is_estimated(client: TestClient, rigs: Rigs, models: Path) -> None:  # fmt: skip
+    rigs(rig=(24,))
+    made = client.post(ESTIMATE, json=tune(model="Qwen/Qwen2.5-14B-Instruct", gradient_checkpointing=True)).json()
+    assert (made["fits"], made["source"]) == (False, "estimated")
+    assert {"method": "qlora"}.items() <= made["would_fit"][0]["fields"].items()

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings as configured, strategies as
 from live_api import NOW
 from starlette.testclient import TestClient
 
-from api import job_panel, panels, wording
+from api import job_panel, page, panels, wording
 from api.app import create_app
 from api.cli import flags
 from api.cli.submit import submit as submit_command
@@ -303,6 +303,7 @@ def test_without_redis_the_page_says_so_and_shows_the_readings(home: Path) -> No
     app = create_app(settings, Store(connect(settings.redis_url or "")), now=lambda: NOW)
     headers = {"Authorization": f"Bearer {settings.token_file.read_text().strip()}"}
     with TestClient(app, base_url="http://localhost", headers=headers) as client:
+        page.warm(app.state.context)  # as at the start: that Redis is not there yet is no error
         text = text_of(client, "/")
         assert "Redis does not answer." in text and "CPU slot 1" in text and "queue unknown" in text
         assert client.get("/jobs/1").status_code == 503

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,8 @@ def test_a_job_goes_on_where_it_began_until_that_rig_is_away_for_too_long(shared
     lives(store, "b")
     begun = ran_on(waiting(), "b", SAVED)
     assert reason(store, shared, begun) == "its checkpoints are on rig b: it goes on there"
+    checked = ran_on(replace(waiting(), preflight_due=True), "b", Outcome(end=End.CHECKED))
+    assert reason(store, shared, checked) is None, "a preflight leaves nothing behind"
     silent = shared.model_copy(update={"lease_s": 0.001})
     until(lambda: "starts anew on another rig after 900 s" in str(reason(store, silent, begun)))
     vanished = silent.model_copy(update={"rig_away_s": 0.001})

@@ -25,6 +25,8 @@ from daemon.settings import Settings
 from daemon.store import Store
 from jobs.model import Cause, End, Outcome, State
 from jobs.rundir import RunDir, append_json_line
+from jobs.spec import parse
+from jobs.sweep import Goal, SweepFacts
 
 REPORT = "/api/v1/report"
 #: NOW is Wednesday, 18 November 2026, 11:06 UTC.
@@ -165,31 +167,74 @@ def tags(text: str) -> dict[str, int]:
     return parser.found
 
 
+class Shape:
+    """What each form of the report is built of, without its words."""
+
+    def __init__(self, client: TestClient):
+        self.told = {form: client.get(REPORT, params={"format": form}).text for form in ("html", "md", "text", "json")}
+        self.page = tags(client.get(f"/nights/{NIGHT}").text)
+        self.file = tags(self.told["html"])
+        self.tokens = MarkdownIt("commonmark").enable("table").parse(self.told["md"])
+        self.markdown = [token.type for token in self.tokens]
+
+    def is_like(self, plain: "Shape", text: str) -> None:
+        """The same elements, the same Markdown, the same number of lines, whatever the words are."""
+        assert self.file == plain.file and self.page == plain.page, text
+        assert self.markdown == plain.markdown, text
+        inside = {child.type for token in self.tokens for child in token.children or ()}
+        assert not inside & {"html_inline", "link_open", "image"}, text
+        assert len(self.told["text"].splitlines()) == len(plain.told["text"].splitlines()), text
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", self.told["text"] + self.told["md"]), text
+
+
+def anew(client: TestClient, store: Store, *, slots: str = "CPU slot") -> None:
+    """An empty queue on a rig whose slots are called so."""
+    store.redis.flushall()
+    store.describe_rig("rig", {"slots": [{"id": f"cpu:{n}", "name": slots, "index": n} for n in (0, 1)]})
+    store.beat("rig", {"at": NOW})
+    client.app.state.ledger.forget()  # type: ignore[attr-defined]
+
+
 def test_s16_hostile_names_and_lines_change_nothing_in_any_form(
     client: TestClient, store: Store, night: Callable[..., list[str]], clock: object
 ) -> None:
     night(name="plain", line="plain")
-    plain = {form: client.get(REPORT, params={"format": form}).text for form in ("html", "md", "text", "json")}
-    page = client.get("/nights/2026-11-17").text
-    renderer = MarkdownIt("commonmark").enable("table")
-    shape = [token.type for token in renderer.parse(plain["md"])]
+    plain = Shape(client)
     for text in HOSTILE:
-        store.redis.flushall()
-        store.describe_rig("rig", {"slots": [{"id": f"cpu:{n}", "name": f"CPU slot {n}", "index": n} for n in (0, 1)]})
-        store.beat("rig", {"at": NOW})
-        client.app.state.ledger.forget()  # type: ignore[attr-defined]
+        anew(client, store)
         night(name=text, line=text)
-        told = {form: client.get(REPORT, params={"format": form}).text for form in plain}
+        found = Shape(client)
+        found.is_like(plain, text)
+        assert json.loads(found.told["json"])["ran"][0]["name"] == text  # data stays what it was
 
-        assert tags(told["html"]) == tags(plain["html"]), text
-        assert tags(client.get("/nights/2026-11-17").text) == tags(page), text
-        tokens = renderer.parse(told["md"])
-        assert [token.type for token in tokens] == shape, text
-        inside = {child.type for token in tokens for child in token.children or ()}
-        assert not inside & {"html_inline", "link_open", "image"}, text
-        assert len(told["text"].splitlines()) == len(plain["text"].splitlines())
-        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", told["text"] + told["md"])
-        assert json.loads(told["json"])["ran"][0]["name"] == text  # data stays what it was
+
+def a_sweep_of(client: TestClient, store: Store, text: str) -> None:
+    """GPUs, a sweep, its parameters and its metric are called so; two of its jobs failed, two are done, one the baseline."""
+    anew(client, store, slots=text)
+    name = "".join(c for c in text if c.isprintable())[:100]
+    facts = SweepFacts(name=name, method="grid", axes=(name,), base={name: 1}, goal=Goal(minimize=name))
+    spec = parse({"kind": "command", "argv": ["true"], "name": "a point"})
+    jobs, _ = store.submit([spec] * 4, now=NOW, sweep=facts, points=[{name: n} for n in range(4)])
+    for at, job in enumerate(jobs):
+        offered = store.offer(job.id, rig="rig", slots=("cpu:0",), epoch=store.new_epoch("rig"), now=NOW)
+        store.claim(job.id, fence=offered.fence, owner="test", now=NOW + at, lease_s=60)
+        failed = Outcome(end=End.FAILED, cause=Cause.NAN, message=text, hint=text)
+        done = Outcome(end=End.SUCCEEDED, metrics={name: 1.0 + at, text: 2.0})
+        store.finish(job.id, fence=offered.fence, outcome=failed if at > 1 else done, now=NOW + at + 60)
+
+
+def test_s16_names_of_gpus_sweeps_parameters_and_metrics_change_nothing_in_any_form(
+    client: TestClient, store: Store, clock: object
+) -> None:
+    a_sweep_of(client, store, "plain")
+    plain = Shape(client)
+    told = json.loads(plain.told["json"])
+    assert told["best"]["metric"] == "plain" and told["needs_you"][0]["sweep_name"] == "plain"
+    for text in HOSTILE:
+        a_sweep_of(client, store, text)
+        found = Shape(client)
+        found.is_like(plain, text)
+        assert json.loads(found.told["json"])["lanes"][0]["name"] == text
 
 
 def test_a_night_that_is_over_is_kept_and_served_from_its_file(

@@ -175,3 +175,20 @@ def test_torch_compile_learns_the_same(tmp_path: Path, tiny_model: Path, rows: d
         losses[compiled] = [line["loss"] for line in curve(folder)]
     print(losses)
     assert losses[True] == pytest.approx(losses[False], rel=2e-2)
+
+
+@pytest.mark.parametrize("name", ["lora", "qlora", "full"])
+def test_the_peak_that_a_preflight_measures_is_the_jobs(
+    tmp_path: Path, folders: dict[str, Path], rows: dict[str, Path], name: str
+) -> None:
+    """Of rows of many lengths the longest come first there, and anywhere in the job."""
+    spec = document(per_device_train_batch_size=2, max_length=1024, **METHODS[name], **CHECKED) | {"max_steps": 24}
+    places = {"model": folders["1B"], "data": rows["short sft"]}
+    folder = run_folder(tmp_path / "run", spec, places, preflight=True)
+    attempt(folder)
+    foretold = (read_json(folder.preflight) or {})["measured"]
+    found = attempt(run_folder(tmp_path / "run", spec, places))
+    measured = found["reserved"] + found["context"]
+    print(f"{name}: preflight {foretold['peak_vram_bytes'] / GIB:.2f} GiB, job {measured / GIB:.2f} GiB "
+          f"(context {found['context'] / GIB:.2f}); {foretold['step_s']:.3f} s a step")  # fmt: skip
+    assert 0.95 * measured <= foretold["peak_vram_bytes"] <= 1.1 * measured

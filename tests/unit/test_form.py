@@ -113,7 +113,7 @@ def test_an_empty_form_leaves_everything_to_the_defaults() -> None:
 
 
 def test_a_box_that_is_on_by_default_and_was_cleared_says_so() -> None:
-    made = document_of("finetune", fields_of("finetune"), {"model": "m", "packing": "on"}, BERLIN)
+    made = document_of("finetune", fields_of("finetune"), {"model": "m", "packing": "on", "trackers": "on"}, BERLIN)
     assert made == {"kind": "finetune", "model": "m", "packing": True, "assistant_only_loss": False}
 
 

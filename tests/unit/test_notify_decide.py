@@ -68,6 +68,14 @@ def titles(messages: Sequence[Message]) -> list[str]:
 # -- what cannot wait -------------------------------------------------------------------------------------------------------
 
 
+def test_a_job_that_failed_in_its_preflight_is_told_while_its_owner_is_awake() -> None:
+    failed = replace(ended(7, State.FAILED, cause=Cause.BAD_INPUT), preflight_due=True)
+    [told] = Owner().sees(0, ended=[failed])
+    assert (told.title, told.priority) == ("run 7 failed (bad input)", 4)
+    assert Owner().sees(0, ended=[replace(failed, spec={"notify": "never"})]) == []
+    assert Owner().sees(0, ended=[replace(failed, preflight_due=False)]) == []
+
+
 def test_a_trouble_is_told_once_it_has_lasted_and_its_end_too() -> None:
     owner = Owner()
     assert owner.sees(0, DISK) == owner.sees(19, DISK) == []

@@ -13,7 +13,7 @@ from daemon.explain import explain
 from daemon.placement import VRAM_RESERVE_BYTES
 from daemon.plan import Facts, Interrupt, Offer, Policy, plan
 from daemon.starts import left_s, starts
-from jobs.model import Job, Priority, State, Wish, WishKind
+from jobs.model import Job, Priority, State, Wish, WishKind, rank_of
 
 CARDS = [8, 24, 24, 48]
 A_WAITING_JOB: Mapping[str, st.SearchStrategy[Any]] = {
@@ -25,6 +25,7 @@ A_WAITING_JOB: Mapping[str, st.SearchStrategy[Any]] = {
     "max_runtime_s": st.sampled_from([None, None, 600.0]),
     "sweep": st.sampled_from(["", "", "s"]),
     "max_concurrent": st.sampled_from([None, 2]),
+    "preflight_due": st.sampled_from([False, False, False, True]),
 }
 A_SLOT = st.fixed_dictionaries(
     {},
@@ -107,7 +108,9 @@ def test_a_job_gets_as_many_slots_as_it_asked_for_and_each_has_the_memory(found:
 def test_no_job_starts_against_its_window_or_while_it_is_held(found: Facts) -> None:
     for offer in offered(found):
         each = found.jobs[offer.job]
-        assert not each.held and (found.window_open or each.window == "any")
+        assert not each.held and (found.window_open or each.window == "any" or each.preflight_due)
+        if each.preflight_due:
+            continue
         if each.window == "night" and found.window_end == "finish" and found.closes_at and each.id in found.expected_s:
             ends_at = NOW + found.expected_s[each.id]
             assert ends_at <= found.closes_at + found.policy.window_overrun_s
@@ -136,7 +139,7 @@ def test_priority_is_inverted_by_a_stated_back_fill_only(found: Facts) -> None:
     started = {offer.job: offer for offer in offered(found)}
     waits = starts(found).waits
     for ahead in found.startable:
-        if ahead.id in started or (ahead.max_concurrent and ahead.sweep):
+        if ahead.id in started or (ahead.max_concurrent and ahead.sweep) or ahead.preflight_due:
             continue
         before = {slot for o in started.values() if _order(found.jobs[o.job]) < _order(ahead) for slot in o.slots}
         free = [s for s in found.slots if s.free and s.fits(ahead) and s.slot.id not in before]
@@ -150,7 +153,8 @@ def test_priority_is_inverted_by_a_stated_back_fill_only(found: Facts) -> None:
 
 
 def _order(each: Job) -> tuple[float, int]:
-    return each.rank, int(each.id)
+    """A preflight stands before all of its job's priority."""
+    return rank_of(each.priority, -1_000_000) if each.preflight_due else each.rank, int(each.id)
 
 
 def _lasts_s(found: Facts, each: Job) -> float:
@@ -173,7 +177,7 @@ def test_the_first_that_waits_for_slots_is_not_delayed_by_those_behind_it(found:
     """By the expected ends: with everybody behind it started, it still gets its slots when it would have alone."""
     started = {offer.job: offer for offer in offered(found)}
     first = next((each for each in found.startable if each.id not in started and not each.max_concurrent), None)
-    if first is None or found.policy.power_budget_w is not None:
+    if first is None or first.preflight_due or found.policy.power_budget_w is not None:
         return
     before = {slot for o in started.values() if _order(found.jobs[o.job]) < _order(first) for slot in o.slots}
     alone_s = _ready_in_s(found, first, before)
@@ -209,6 +213,13 @@ def test_only_backlog_gives_way_and_only_where_a_job_then_starts(found: Facts) -
     needed = sum(each.gpus for each in found.startable if each.priority is not Priority.BACKLOG)
     lead = [found.jobs[name].slots for name in stopped]
     assert len(lead) <= needed, "no more jobs are stopped than slots are lacking"
+
+
+@given(situations())
+def test_a_preflight_alone_stops_nothing_and_keeps_nothing(found: Facts) -> None:
+    """What is asked or kept is so for jobs in their own place, which could start."""
+    checks = {each.id for each in found.waiting if each.preflight_due} - {each.id for each in found.startable}
+    assert not checks & set(starts(found).waits)
 
 
 @given(situations())

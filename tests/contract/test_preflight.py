@@ -1,0 +1,143 @@
+"""Preflights over HTTP and in the queue: who has one, whose counts for whom, and what an edit or a retry does to it."""
+
+import json
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from live_api import NOW
+from model_folders import LLAMA_3_8B, LLAMA_32_1B, write_model
+from starlette.testclient import TestClient
+
+from daemon.facts import Ledger
+from daemon.plan import Cancel, Offer, plan
+from daemon.rig import Slot
+from daemon.settings import Settings
+from daemon.store import Store
+from jobs.model import Cause, End, Job, Outcome, State
+
+JOBS, ESTIMATE = "/api/v1/jobs", "/api/v1/estimate"
+DIGEST = "b" * 64
+HOUR = 3_600.0
+PASSED = Outcome(end=End.CHECKED, learned={"expected_s": 2 * HOUR, "step_s": 2.0, "peak_vram_bytes": 11.0 * 2**30})
+FAILED = Outcome(end=End.FAILED, cause=Cause.BAD_INPUT, message="In its preflight: line 97.")
+
+
+@pytest.fixture(autouse=True)
+def _rig(app: FastAPI, settings: Settings, store: Store) -> None:
+    """A rig with two large GPUs, two models, and rows."""
+    write_model(settings.models / "llama-8b", LLAMA_3_8B)
+    write_model(settings.models / "llama-1b", LLAMA_32_1B)
+    settings.inputs.mkdir(parents=True, exist_ok=True)
+    rows = [{"prompt": "q " * 500, "completion": "a " * 200} for _ in range(20_000)]
+    (settings.inputs / DIGEST).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    slots = [Slot("GPU-0", "NVIDIA 80", 0, 80 * 2**30).to_json(), Slot("GPU-1", "NVIDIA 80", 1, 80 * 2**30).to_json()]
+    store.describe_rig(settings.rig, {"slots": slots})
+
+
+def tune(model: str = "llama-8b", **fields: Any) -> dict[str, Any]:
+    return {"kind": "finetune", "model": model, "data": f"sha256:{DIGEST}", **fields}
+
+
+def submitted(client: TestClient, document: dict[str, Any]) -> dict[str, Any]:
+    answer = client.post(JOBS, json=document)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def run(store: Store, settings: Settings, job_id: str, outcome: Outcome) -> Job:
+    """Its next run, to this end."""
+    offered = store.offer(job_id, rig=settings.rig, slots=("GPU-0",), epoch=store.new_epoch(settings.rig), now=NOW)
+    store.claim(job_id, fence=offered.fence, owner="test", now=NOW, lease_s=60)
+    return store.finish(job_id, fence=offered.fence, outcome=outcome, now=NOW + 60)
+
+
+def decisions(store: Store, settings: Settings) -> list[Any]:
+    return plan(Ledger(store).facts(NOW, settings))
+
+
+def test_a_long_fine_tune_has_one_unless_it_says_otherwise_and_a_short_one_has_none(client: TestClient) -> None:
+    assert submitted(client, tune())["preflight"]["due"]
+    assert submitted(client, tune(preflight=False))["preflight"] is None
+    assert submitted(client, tune("llama-1b", max_steps=20))["preflight"] is None
+    assert submitted(client, tune("llama-1b", max_steps=20, preflight=True))["preflight"]["due"]
+
+
+def test_before_it_is_submitted_one_is_told(client: TestClient) -> None:
+    assert client.post(f"{JOBS}?dry_run=true", json=tune()).json()["preflight"]
+    assert client.post(ESTIMATE, json=tune()).json()["preflight"]
+    assert not client.post(ESTIMATE, json=tune(preflight=False)).json()["preflight"]
+
+
+def test_a_command_has_none(client: TestClient) -> None:
+    answer = client.post(JOBS, json={"kind": "command", "argv": ["true"], "preflight": True})
+    assert answer.status_code == 422
+
+
+def test_what_it_measured_is_in_the_record_and_expected_of_the_job(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    job_id = submitted(client, tune())["id"]
+    run(store, settings, job_id, PASSED)
+    told = client.get(f"{JOBS}/{job_id}").json()
+    assert (told["state"], told["preflight"]["due"], told["preflight"]["measured"]["step_s"]) == ("queued", False, 2.0)
+    assert told["vram_bytes"] == 11 * 2**30
+    page = client.get(f"/jobs/{job_id}").text
+    assert "<b>Preflight.</b> It passed: 11 GiB of GPU memory at its peak" in page and "preflight passed" in page
+    assert Ledger(store).facts(NOW, settings).expected_s[job_id] == 2 * HOUR
+    assert client.post(ESTIMATE, json=tune()).json()["time_s"] == 2 * HOUR
+
+
+def sweep(client: TestClient, **axes: Any) -> list[str]:
+    answer = client.post(f"{JOBS}/batch", json={"base": tune(), "sweep": axes})
+    assert answer.status_code == 201, answer.text
+    return [job["id"] for job in answer.json()["jobs"]]
+
+
+def test_of_a_sweep_each_shape_is_checked_once_and_the_others_start_when_it_has_passed(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    first, other, large, *_ = sweep(client, **{"lora.r": [8, 16], "learning_rate": [1e-4, 2e-4]})
+    assert [d.job for d in decisions(store, settings) if isinstance(d, Offer)] == [first, large]
+    words = client.get(f"{JOBS}/{other}").json()
+    assert words["waiting_because"] == f"waits for the preflight of job {first}, which counts for this one, too"
+    run(store, settings, first, PASSED)
+    assert other in Ledger(store).facts(NOW, settings).position
+
+
+def test_one_that_fails_cancels_those_like_it_and_tried_again_brings_them_back(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    first, *others = sweep(client, learning_rate=[1e-4, 2e-4, 3e-4])
+    assert run(store, settings, first, FAILED).failed_preflight
+    gone = [d for d in decisions(store, settings) if isinstance(d, Cancel)]
+    for found in gone:
+        store.abandon(found.job, found.because_of, found.reason, now=NOW)
+    assert [store.get(each).state for each in others] == [State.CANCELLED] * 2
+    assert client.post(f"{JOBS}/{first}/retry", json={}).status_code == 202
+    assert [store.get(each).state for each in others] == [State.QUEUED] * 2
+    assert store.get(first).preflight_due
+    run(store, settings, first, PASSED)
+    run(store, settings, first, FAILED)  # the job itself: that is nothing to the others
+    assert not [d for d in decisions(store, settings) if isinstance(d, Cancel)]
+
+
+def test_an_edit_of_the_work_asks_for_another_one_and_an_edit_of_the_rest_does_not(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    job_id = submitted(client, tune())["id"]
+    run(store, settings, job_id, PASSED)
+    client.patch(f"{JOBS}/{job_id}", json={"name": "mine", "notify": "end"})
+    assert not store.get(job_id).preflight_due and store.get(job_id).measured
+    client.patch(f"{JOBS}/{job_id}", json={"max_length": 2048})
+    assert store.get(job_id).preflight_due and not store.get(job_id).measured
+    client.patch(f"{JOBS}/{job_id}", json={"preflight": False})
+    assert not store.get(job_id).preflight_due
+
+
+def test_one_that_waits_for_anothers_stays_so_until_its_own_work_changes(client: TestClient, store: Store) -> None:
+    first, other = sweep(client, learning_rate=[1e-4, 2e-4])
+    client.patch(f"{JOBS}/{other}", json={"notify": "end"})
+    assert store.get(other).after == (f"checked:{first}",)
+    client.patch(f"{JOBS}/{other}", json={"lora": {"r": 64}})
+    assert store.get(other).after == () and store.get(other).preflight_due

@@ -1,0 +1,95 @@
+"""Trackers that a rig is set up for are told by a real training, offline, and an attempt that resumes goes on with the same run."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attempts import exit_code, log, run_folder, start_cold
+
+from jobs.rundir import RunDir, read_json
+
+DOCUMENT = {
+    "kind": "finetune", "model": "tiny", "data": "rows", "name": "bolts", "max_steps": 2, "save_steps": 1,
+    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "lora": {"r": 2},
+}  # fmt: skip
+INSTALLED = [name for name in ("wandb", "trackio", "mlflow") if importlib.util.find_spec(name)]
+
+
+def attempt(path: Path, model: Path, number: int, **fields: Any) -> RunDir:
+    rows = path.with_name("rows")
+    rows.write_text(json.dumps({"prompt": "Bolt?", "completion": "Shelf."}) + "\n")
+    places = {"model": model, "data": rows}
+    folder = run_folder(path, {**DOCUMENT, **fields}, places, resume=number > 1, attempt=number)
+    order = read_json(folder.spec) or {}
+    order["rig"] = {"trackers": ["wandb", "trackio", "mlflow"]}
+    folder.spec.write_text(json.dumps(order))
+    return folder
+
+
+def environment(folder: RunDir) -> dict[str, str]:
+    return {
+        "WANDB_MODE": "offline",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder.path}/mlflow.db",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.mark.skipif(len(INSTALLED) == 3, reason="all of them are installed")
+def test_a_tracker_that_is_not_installed_is_told_and_changes_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    folder = attempt(tmp_path / "1", tiny_model, 1)
+    assert exit_code(start_cold(folder, **environment(folder))) == 0, log(folder)
+    missing = [name for name in ("wandb", "trackio", "mlflow") if name not in INSTALLED]
+    assert all(f"Tracker {name} is not told: its package is not installed" in log(folder) for name in missing)
+
+
+@pytest.mark.skipif(len(INSTALLED) < 3, reason="needs wandb, trackio and mlflow")
+def test_all_of_them_are_told_and_a_resume_goes_on_with_the_same_runs(tmp_path: Path, tiny_model: Path) -> None:
+    folder = attempt(tmp_path / "1", tiny_model, 1)
+    assert exit_code(start_cold(folder, **environment(folder))) == 0, log(folder)
+    first = read_json(folder.trackers) or {}
+    assert first.keys() == {"wandb", "mlflow"} and first["wandb"].startswith("job-1-")
+    again = attempt(tmp_path / "1", tiny_model, 2, max_steps=3)
+    assert exit_code(start_cold(again, **environment(folder))) == 0, log(folder)
+    assert read_json(folder.trackers) == first
+    assert log(folder).count("is told.") == 6 and "told no more" not in log(folder), log(folder)
+
+    import mlflow
+
+    client = mlflow.MlflowClient(environment(folder)["MLFLOW_TRACKING_URI"])
+    [experiment] = [found for found in client.search_experiments() if found.name == "overnight"]
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.run_name) == (first["mlflow"], "bolts (job 1)")
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3]
+
+    offline = list((folder.output / "wandb").glob("offline-run-*"))
+    assert len(offline) == 2 and all(path.name.endswith(first["wandb"]) for path in offline)
+    assert list((folder.output / "trackio").rglob("*.db"))
+
+
+def test_a_tracker_that_breaks_is_dropped_and_the_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs.run import Order, Run
+    from jobs.trackers import _guest
+
+    class Broken:
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.told.append("begin")
+
+        def on_log(self, *_: Any, **__: Any) -> None:
+            self.told.append("log")
+            raise ConnectionError("no route to host\nand much more")
+
+    callback = Broken()
+    run = Run(RunDir(tmp_path), Order(job_id="1", attempt=1, fence=1, resume=False, spec={}))
+    guest = _guest("wandb", callback, run)
+    guest.on_train_begin(None, None, None)
+    for _ in range(3):
+        guest.on_log(None, None, None, logs={})
+    assert callback.told == ["begin", "log"]
+    assert capsys.readouterr().out == "Tracker wandb is told no more: no route to host\n"
