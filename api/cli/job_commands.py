@@ -10,6 +10,7 @@ import click
 from api.cli import follow, output, screens
 from api.cli.session import Session, fate, with_rig
 from api.client import ApiProblem
+from jobs.evaluation import STDERR
 
 Json = dict[str, Any]
 
@@ -164,7 +165,6 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{usage['co2_g'] / 1000:.3g} kg of CO2" if usage.get("co2_g") is not None else "",
         f"{usage['tokens_per_j']:.3g} tokens per joule" if usage.get("tokens_per_j") is not None else "",
     ]
-    metrics = ", ".join(f"{name} {_number(value)}" for name, value in (job.get("metrics") or {}).items())
     return [
         ("job", f"{job['id']} {job['name']}"),
         ("kind", f"{job['kind']}, {job['gpus']} GPU{'s' if job['gpus'] != 1 else ''}, priority {job['priority']}"),
@@ -190,7 +190,7 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("slowed by", ", ".join(slowed)),
         ("hottest", " ".join(filter(None, hot))),
         ("shared", " ".join(filter(None, beside))),
-        ("metrics", metrics),
+        ("metrics", _metrics(job.get("metrics") or {})),
         ("next try", ", ".join(f"{k} = {v}" for k, v in (job.get("next_fields") or {}).items())),
     ]
 
@@ -201,6 +201,17 @@ def _attempt_words(attempt: Mapping[str, Any]) -> str:
     if attempt.get("preflight"):
         end = f"preflight {'passed' if end == 'checked' else end}"
     return output.clean_line(f"{ran} on {', '.join(attempt.get('slots') or ())}: {end} {attempt.get('message') or ''}")
+
+
+def _metrics(told: Mapping[str, Any]) -> str:
+    """Numbers with their standard errors; what they were measured on is for --json."""
+    errors = {
+        name: f" ± {value:.2g}" for name, value in told.items() if name.endswith(STDERR) and isinstance(value, float)
+    }
+    shown = [
+        (name, value) for name, value in told.items() if not name.endswith(STDERR) and not isinstance(value, Mapping)
+    ]
+    return ", ".join(f"{name} {_number(value)}{errors.get(name + STDERR, '')}" for name, value in shown)
 
 
 def _number(value: object) -> str:

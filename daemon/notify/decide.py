@@ -11,6 +11,7 @@ from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 from daemon.notify.message import Kind, Message, line
+from jobs.evaluation import STDERR
 from jobs.model import Cause, Job, State
 
 #: The queue must be at rest for so long: the next job of an evening, or of a pipeline, is on its way.
@@ -293,8 +294,13 @@ def _message_of(job: Job) -> str:
 
 def _metrics_of(job: Job) -> str:
     metrics = job.outcome.metrics if job.outcome else {}
-    told = [(name, value) for name, value in metrics.items() if "loss" in name and isinstance(value, int | float)]
+    told = [(n, v) for n, v in metrics.items() if _is_telling(n) and isinstance(v, int | float)]
     return ", ".join(f"{name} {value:.4g}" for name, value in told[:3])
+
+
+def _is_telling(name: str) -> bool:
+    """Losses, not their errors and not those of every token; and an evaluation's answers."""
+    return name == "accuracy" or ("loss" in name and not name.endswith(STDERR) and not name.startswith("all_tokens"))
 
 
 def _took(job: Job) -> str:

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_folders import LLAMA_3_8B, write_model
 
 from jobs import environment
+from jobs.data import DataReport
 from jobs.direction import direction
+from jobs.estimate import Estimate, Facts, estimate
 from jobs.evaluation import basis, differences, includes, is_exact, is_telling, measured, summary, worst
+from jobs.fitting import what_fits
+from jobs.model_facts import read_model
 from jobs.questions import Item, fingerprint, in_batches, item
 from jobs.spec import InvalidSpec, dump, parse
 
@@ -210,3 +215,23 @@ def test_the_content_of_a_task_folder_is_written_down(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("{}")
     found = environment.comparable({"kind": "evaluate"}, {"task_path": str(tmp_path)})
     assert found["inputs"].keys() == {"task_path"}
+
+
+# -- what it needs ------------------------------------------------------------------------------------------------------
+
+
+def test_the_estimate_never_counts_all_logits_of_a_batch(tmp_path: Path) -> None:
+    model = read_model(write_model(tmp_path / "llama", LLAMA_3_8B))
+    data = DataReport(rows=100, shape="text", sha256="", text_bytes=10**7, longest_bytes=10**5)
+
+    def needs(**fields: Any) -> Estimate:
+        spec = dump(parse({"kind": "evaluate", "model": "m", "data": "/d", "max_length": 4096, **fields}))
+        return estimate(spec, Facts(model=model, data=data))
+
+    large, small = needs(batch_size=16, max_new_tokens=0), needs(batch_size=1, max_new_tokens=0)
+    whole_logits = 16 * 4096 * 128_256 * 4
+    assert large.parts["logits"] < 0.1 * whole_logits and (small.vram_bytes or 0) < (large.vram_bytes or 0)
+    assert (large.rows, needs(limit=7).rows) == (100, 7)
+    assert needs(tasks=["arc_easy"]).vram_bytes is None
+    [change] = what_fits(dump(parse({"kind": "evaluate", "model": "m", "data": "/d", "batch_size": 64})), Facts(model=model, data=data), 20 * 2**30)  # fmt: skip
+    assert 1 <= change.fields["batch_size"] < 64 and not change.changes_meaning
