@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from closing import closing
 from commands import cli
 from figures import Figures
 from many import batch, drain
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "nights": nights,
     "foretold": foretold,
     "cli": cli,
+    "closing": closing,
     "sampler": sampler,
     "history": history,
     "page": page,
