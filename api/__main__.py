@@ -1,6 +1,7 @@
 """Serve the API and the page: `python -m api`. The daemon starts it; it dies with the daemon."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -116,6 +117,7 @@ def serve(app: Any, listener: socket.socket, settings: Settings) -> None:
     log.info("listening on %s", written["url"])
     Server(config, app).run(sockets=[listener])
     forget_address(settings.home / "api.json")
+    gc.freeze()  # the process ends: to search all that it holds for garbage would take longer than everything else
 
 
 def write_address(path: Path, host: str, port: int) -> dict[str, Any]:
