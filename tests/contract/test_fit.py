@@ -420,6 +420,7 @@ def test_what_fits_is_refused_where_nobody_can_know(client: TestClient, rigs: Ri
     assert wrong(model="org/unheard-of", vram_gib=24) == [("model", "its model is still on the hub")]
     assert wrong(model="nope", vram_gib=24)[0][1].startswith("'nope' is not a model of this rig")
     assert wrong(model="/etc", vram_gib=24)[0][1].startswith("is outside the folders")
+    assert client.get(FIT, params={"model": "/a\0b", "vram_gib": 24}).status_code == 422
     known = client.get(FIT, params={"model": "Qwen/Qwen2.5-7B-Instruct", "vram_gib": 24}).json()
     assert known["models"][0]["parameters"] == 7_615_616_512
 
