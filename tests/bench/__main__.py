@@ -21,6 +21,7 @@ from closing import closing
 from commands import cli
 from figures import Figures
 from many import batch, drain
+from measuring import measuring
 from morning import page, phone
 from nights import nights
 from planning import planning
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "warm": warm,
     "training": training,
     "preflight": checking,
+    "measuring": measuring,
     "drain": drain,
     "batch": batch,
     "idle": idle,
