@@ -93,8 +93,12 @@ class Client:
         return self._json("GET", "/fit", params={name: value for name, value in params.items() if value is not None})
 
     def estimate(self, document: Mapping[str, Any], **facts: float) -> Json:
-        """What a job would need, and whether it fits. Facts of data that is not uploaded: rows, text_bytes, longest_bytes."""
-        return self._json("POST", "/estimate", json=dict(document), params=facts)
+        """What a job would need, and whether it fits. Facts of data that is not uploaded: rows, text_bytes, longest_bytes.
+
+        `vram_gib`: as if the largest GPU had so much; `dry_run`: by a step on fake tensors, which takes ten seconds or more.
+        """
+        patience = {"timeout": _timeout(LONG_ANSWER_TIMEOUT_S)} if facts.get("dry_run") else {}
+        return self._json("POST", "/estimate", json=dict(document), params=facts, **patience)
 
     def preview(self, body: Mapping[str, Any]) -> Json:
         """What a fine-tune would learn from: `{"job": {...}, "rows": [[line, {...}], ...], "known": {"rows": N}}`."""

@@ -22,6 +22,8 @@ JOB_ID = re.compile(r"[1-9][0-9]{0,17}")
 #: Parts of environment.json that say which attempt it was, not what it ran on; inputs are told apart.
 NOT_ITS_SURROUNDINGS = frozenset({"attempt", "inputs"})
 MOST_FACTS = 1_000
+#: Texts of their own.
+TOLD_AS_CODE = frozenset({"git.diff", "git.diff_cut"})
 
 
 class FileChangeView(BaseModel):
@@ -66,7 +68,7 @@ def diff(ids: tuple[str, str], rig: Context) -> DiffView:
     told = [environment_of(job, rig) for job in jobs]
     unknown += [f"what job {job.id} ran on: it left no word of it" for job, facts in zip(jobs, told, strict=True) if facts is None]  # fmt: skip
     known = [facts for facts in told if facts is not None]
-    code = [*_code(jobs, rig, unknown)]
+    code = [*_code(jobs, rig, unknown), *_not_committed(jobs, known)]
     found: dict[str, Any] = {
         "document": [FieldView.of(field) for field in made.differing],
         "environment": _views(known, lambda name: name not in NOT_ITS_SURROUNDINGS),
@@ -83,7 +85,7 @@ def _views(known: Sequence[dict[str, Any]], chosen: Callable[[str], bool]) -> li
         return []
     sides = [dict(flat({name: value for name, value in facts.items() if chosen(name)})) for facts in known]
     names = list(dict.fromkeys(name for side in sides for name in side))[:MOST_FACTS]
-    fields = [Difference(name, tuple(side.get(name) for side in sides)) for name in names]
+    fields = [Difference(name, tuple(side.get(name) for side in sides)) for name in names if name not in TOLD_AS_CODE]
     return [FieldView.of(field) for field in fields if field.differs]
 
 
@@ -108,8 +110,18 @@ def _code(jobs: list[Job], rig: Context, unknown: list[str]) -> Iterator[FileCha
         return
     if more:
         unknown.append(f"more than {code_diff.MAX_FILES} files of the working folders differ: the rest is not told")
-    for change in changes:
-        yield FileChangeView(name=change.name, how=change.how, diff=list(change.lines), cut=change.cut)
+    yield from map(_view, changes)
+
+
+def _not_committed(jobs: Sequence[Job], known: Sequence[dict[str, Any]]) -> Iterator[FileChangeView]:
+    """Of a folder in git, what its commit does not tell."""
+    found = [facts["git"].get("diff") for facts in known if isinstance(facts.get("git"), dict)]
+    if len(found) == 2 and found[0] != found[1] and all(isinstance(text, str) for text in found):
+        yield _view(code_diff.of_texts("what was not committed", found[0], found[1], labels=(jobs[0].id, jobs[1].id)))
+
+
+def _view(change: code_diff.FileChange) -> FileChangeView:
+    return FileChangeView(name=change.name, how=change.how, diff=list(change.lines), cut=change.cut)
 
 
 def _archive(name: str, rig: Context) -> Path | None:

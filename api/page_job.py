@@ -21,6 +21,7 @@ from api.previewing import glimpse, left_by, read_preview
 from api.views import usage_of
 from daemon.preflights import told
 from daemon.store import UnknownJob, UnknownSweep, Wanted
+from daemon.unused import unused_gpu
 from jobs.model import Job
 from jobs.rundir import read_json, run_dir
 from jobs.spec import KINDS, FinetuneSpec, InvalidSpec, parse
@@ -138,6 +139,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
         "loss": job_story.loss_panel(found, times, job) if job.kind != "evaluate" else None,
         "others": job_panel.other_panels(found),
         "telemetry": job_panel.telemetry_panels(job, facts, settings, now),
+        "warning": unused_gpu(job),
         "resources": job_story.resources(job, facts, settings),
         "runs": job_story.runs(job),
         "parameters": job_story.parameters(job, sweep),

@@ -33,6 +33,7 @@ ROWS = 25
 #: A beat older than this is none, even when Redis still has it: somebody stopped the clock.
 SILENT_S = 2.0 * BEAT_TTL_S
 SAMPLER = "sampler"
+FRESH_S = 3.0
 SPARK_S, SPARK_POINTS, SPARK_GAP_S = 600.0, 120, 30.0
 
 
@@ -73,8 +74,8 @@ class Heart:
 
     @property
     def short(self) -> str:
-        """As the page's script writes it every second."""
-        return duration(int(self.age_s)).replace(".0", "") if self.age_s >= 1 else "now"
+        """As the page's script writes it: what is younger than a beat or two is of now, and nothing to be drawn anew every second."""
+        return duration(int(self.age_s)).replace(".0", "") if self.age_s >= FRESH_S else "now"
 
 
 @dataclass(frozen=True)

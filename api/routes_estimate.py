@@ -13,6 +13,7 @@ from api.rig_views import largest, memories_of
 from api.routes_jobs import EVERYBODY, Body, body_of
 from api.submission import is_elsewhere, one, parsed
 from daemon.admission import Examined, disk_refusal, examine
+from daemon.dry_runs import NoDryRun, dry_parts
 from daemon.facts import card
 from daemon.fit import GIB, Fit, gather, judge, refusal
 from daemon.history import History
@@ -22,10 +23,10 @@ from daemon.situation import gib
 from daemon.store import new_job
 from jobs.capacity import capacity
 from jobs.data import DataReport
-from jobs.estimate import Facts, estimate
+from jobs.estimate import Facts, Part, estimate
 from jobs.fitting import Change
 from jobs.model import Job
-from jobs.spec import INPUT_REFERENCE, InvalidSpec, Spec, dump
+from jobs.spec import INPUT_REFERENCE, FieldError, FinetuneSpec, InvalidSpec, Spec, dump
 
 Gib = Annotated[float | None, Query(gt=0, le=10_000)]
 Count = Annotated[int | None, Query(ge=1, le=2**50)]
@@ -94,6 +95,9 @@ def estimate_job(
     text_bytes: Count = None,
     longest_bytes: Count = None,
     vram_gib: Gib = None,
+    dry_run: Annotated[
+        bool, Query(description="Step through the model on fake tensors: exact, ten seconds or more.")
+    ] = False,
 ) -> EstimateView:
     """Memory, time and energy that a job would need, whether it fits, and what would.
 
@@ -112,7 +116,18 @@ def estimate_job(
     if unknown and facts.model is not None and facts.data is None:
         unknown = "its data is not on the rig yet"
     memories = [[round(vram_gib * GIB)] * spec.gpus] if vram_gib else memories_of(rig.store.rigs())
-    return _view(spec, facts, judge(spec, facts, unknown, memories=memories, learned=rig.learned), rig)
+    stepped = _stepped(spec, seen, facts) if dry_run else None
+    fit = judge(spec, facts, unknown, memories=memories, learned=rig.learned, stepped=stepped)
+    return _view(spec, facts, fit, rig)
+
+
+def _stepped(spec: Spec, seen: Examined, facts: Facts) -> dict[Part, int]:
+    if not isinstance(spec, FinetuneSpec):
+        raise InvalidSpec([FieldError("kind", "only a fine-tune's step can be run dry")])
+    try:
+        return dry_parts(spec, seen.paths, facts.data)
+    except NoDryRun as error:
+        raise InvalidSpec([FieldError("model", f"there is no dry run: {error}")]) from None
 
 
 def _examined(spec: Spec, rig: Context) -> Examined:

@@ -25,7 +25,9 @@ def what_fits(rig: Rig, model: ModelName = None, vram_gib: Gib = None) -> FitVie
     """The largest batch at each length, by method, on one GPU. Estimated (docs/fit.md), nothing is loaded."""
     memory_bytes = round(vram_gib * GIB) if vram_gib else largest(memories_of(rig.store.rigs()), 1)
     if not memory_bytes:
-        raise InvalidSpec([FieldError("vram_gib", "this queue has no GPU: say how much memory one would have")])
+        raise InvalidSpec(
+            [FieldError("vram_gib", "this queue has no GPU: say how much memory one would have (--vram 24)")]
+        )
     if not model:
         return fit_of_sizes(memory_bytes)
 

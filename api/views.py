@@ -13,6 +13,7 @@ from daemon.idle import Idle
 from daemon.plan import Facts
 from daemon.preflights import told
 from daemon.tariff import tokens_of
+from daemon.unused import unused_gpu
 from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
 from jobs.preview import Preview
 
@@ -174,7 +175,8 @@ class JobView(JobSummary):
     """A job in full. Secrets appear by name only: their values are never in a record.
 
     `position`: where it stands in the queue, from 1. `revision`: for `If-Match`; changes with every edit. `ran_before`
-    and `notes` (names of other tools that were read as ours): told when it is submitted only.
+    and `notes` (names of other tools that were read as ours): told when it is submitted only. `warnings`: what
+    nobody would see from its state, as a GPU that it never used.
     """
 
     priority: Priority
@@ -207,6 +209,7 @@ class JobView(JobSummary):
     because_of: str | None
     ran_before: RanBefore | None = None
     notes: list[str] = []
+    warnings: list[str] = []
 
     @classmethod
     def of(cls, job: Job, facts: Facts) -> Self:
@@ -240,6 +243,7 @@ class JobView(JobSummary):
             sweep=job.sweep or None,
             point=dict(job.point),
             because_of=job.because_of or None,
+            warnings=list(filter(None, (unused_gpu(job),))),
         )
 
 

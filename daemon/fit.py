@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from daemon import known_files
 from daemon.placement import fits
 from daemon.situation import gib
 from jobs.data import DataReport
-from jobs.estimate import VRAM_RESERVE_BYTES, Estimate, Facts, Outlook, estimate
+from jobs.estimate import VRAM_RESERVE_BYTES, Estimate, Facts, Outlook, Part, estimate
 from jobs.fitting import Change, what_fits
 from jobs.known_models import known_model
 from jobs.model_facts import ModelFacts
@@ -20,7 +20,7 @@ GIB = 2**30
 
 #: What earlier runs of the same shape have needed; None when there were none.
 Learned = Callable[[Spec], int | None]
-Source = Literal["declared", "learned", "estimated"]
+Source = Literal["declared", "learned", "dry run", "estimated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +81,18 @@ def judge(
     *,
     memories: Sequence[Sequence[int]] = (),
     learned: Learned = lambda spec: None,
+    stepped: Mapping[Part, int] | None = None,
 ) -> Fit:
-    """What the job needs, and whether a rig has it. `memories`: bytes of each rig's slots, 0 for a CPU slot."""
+    """What the job needs, and whether a rig has it. `memories`: bytes of each rig's slots, 0 for a CPU slot.
+
+    `stepped`: its parts by a dry run (daemon.dry_runs); asked for, it counts more than what was learned.
+    """
     document = dump(spec)
     made = estimate(document, facts)
+    if stepped is not None:
+        made = replace(made, parts=stepped, vram_bytes=sum(stepped.values()))
     memory_bytes = largest(memories, spec.gpus)
-    need, source = _need(spec, made, learned)
+    need, source = (made.vram_bytes, "dry run") if stepped is not None else _need(spec, made, learned)
     changes: list[Change] = []
     if need is not None and memory_bytes is not None and not fits(need, memory_bytes):
         room_bytes = memory_bytes - VRAM_RESERVE_BYTES
@@ -113,6 +119,7 @@ def refusal(spec: Spec, fit: Fit) -> FieldError | None:
     says = {
         "declared": f"asks for {gib(fit.vram_bytes)}",
         "learned": f"needed {gib(fit.vram_bytes)} in earlier runs",
+        "dry run": f"needs {gib(fit.vram_bytes)} by a dry run",
         "estimated": f"needs about {gib(fit.vram_bytes)}",
     }[fit.source or "estimated"]
     largest_has = f"{'the largest GPUs have' if spec.gpus > 1 else 'the largest GPU has'} {gib(fit.memory_bytes)}{kept}"

@@ -35,8 +35,15 @@ from jobs.trackers import PREFIXES, Tracker
 
 PREFIX = "OVERNIGHT_"
 #: Variables with our prefix that are not settings of the rig.
-NOT_SETTINGS = {"OVERNIGHT_URL", "OVERNIGHT_TOKEN", "OVERNIGHT_PROFILE", "OVERNIGHT_PARENT_PID"}
-NOT_SETTINGS_PREFIXES = ("OVERNIGHT_MARK", "OVERNIGHT_SLOT_", "OVERNIGHT_JOB", "OVERNIGHT_GPU", "OVERNIGHT_SECRET_")
+NOT_SETTINGS = {
+    "OVERNIGHT_URL",
+    "OVERNIGHT_TOKEN",
+    "OVERNIGHT_PROFILE",
+    "OVERNIGHT_PARENT_PID",
+    "OVERNIGHT_GPU_UUID",
+    "OVERNIGHT_GPU_INDEX",
+}
+NOT_SETTINGS_PREFIXES = ("OVERNIGHT_MARK", "OVERNIGHT_SLOT_", "OVERNIGHT_JOB", "OVERNIGHT_SECRET_")
 
 
 #: Variables that hold a key, and not a setting.
@@ -74,6 +81,7 @@ class Settings(BaseModel):
     rig_away_s: PositiveFloat = Field(900.0, description="Jobs that began on a rig that vanished start anew elsewhere after this.")  # fmt: skip
     self_fence: bool = Field(True, description="With redis_url: a job whose lease cannot be renewed is ended before another rig may start it.")  # fmt: skip
     slots: str = Field("auto", description="auto: every GPU, or cpu:2 without one; cpu:N; or GPU UUIDs with commas.")
+    gpu_env: Literal["uuid", "index"] = Field("uuid", description="How CUDA_VISIBLE_DEVICES names a job's GPUs: by UUID, or by index for programs that cannot read UUIDs.")  # fmt: skip
     window: Any = Field("", description='Hours in which jobs run: "22:00-08:00", a list, or a table by weekday; empty: always.')  # fmt: skip
     window_end: Literal["checkpoint", "finish"] = Field("checkpoint", description="At closing time: save and go on next evening, or finish.")  # fmt: skip
     window_overrun_s: float = Field(900.0, ge=0, description='With window_end = "finish": a job may be expected to end this much after closing time.')  # fmt: skip

@@ -35,12 +35,12 @@ def main(path: Path) -> int:
         print(f"{error.message}. {error.hint}", file=sys.stderr)
         return 2
     run = Run(folder.aside if order.preflight else folder, order)
-    run.folder.create()
     run.stop_on_sigterm()
     run.dump_stacks_on_sigusr1()
     if order.spec["kind"] != "command":  # a program of the owner's own sees the rig's environment as it is
         environment.set_defaults()
     try:
+        run.folder.create()
         recipe = importlib.import_module(RECIPES[order.spec["kind"]])
         metrics = recipe.run(run)
     except Interrupted:

@@ -43,6 +43,12 @@ def compare(before: Path, after: Path, *, labels: tuple[str, str]) -> tuple[list
     return found, len(names) > len(told)
 
 
+def of_texts(name: str, before: str, after: str, *, labels: tuple[str, str]) -> FileChange:
+    """One text that is not the same in both."""
+    lines = list(_lines(name, ({name: before.encode()}, {name: after.encode()}), labels))
+    return FileChange(name, "changed", tuple(lines[:MAX_LINES]), len(lines) > MAX_LINES)
+
+
 def _lines(name: str, texts: Sequence[Mapping[str, bytes]], labels: tuple[str, str]) -> Iterator[str]:
     before, after = (_text(contents.get(name)) for contents in texts)
     if before is not None and after is not None:

@@ -96,7 +96,7 @@ def comparable(spec: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, A
 
 
 def _content(spec: Mapping[str, Any], field: str, path: str) -> str | None:
-    """SHA-256 of a file, or of a model's or adapter's configuration with the sizes of its weights; None when it cannot be read."""
+    """SHA-256 of a file, of an adapter, or of a model's configuration with the sizes of its weights; None when it cannot be read."""
     if named := INPUT_NAME.fullmatch(str(spec.get(field) or "")):
         return named[1]
     place = Path(path)
@@ -110,6 +110,8 @@ def _content(spec: Mapping[str, Any], field: str, path: str) -> str | None:
                 digest.update(file_path.name.encode() + b"\0" + file_path.read_bytes())
             elif file_path.suffix == ".safetensors":
                 digest.update(f"{file_path.name}\0{file_path.stat().st_size}".encode())
+                if field == "adapter":  # small, and made anew under the same name by a job that is retried
+                    digest.update(file_path.read_bytes())
         return digest.hexdigest()
     except OSError:
         return None

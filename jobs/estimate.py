@@ -313,9 +313,12 @@ def _beside(spec: Json, model: ModelFacts, learned: int, method: Method, width: 
 
 
 def _loss(model: ModelFacts, batch: _Batch, width: int, on_gpu: bool) -> float:
-    tile = min(batch.tokens, TILE_TOKENS) * min(model.vocabulary, TILE_VOCABULARY)
+    return _fused_loss(batch.tokens, model.hidden, model.vocabulary, width, on_gpu)
+
+
+def _fused_loss(tokens: int, hidden: int, vocabulary: int, width: int, on_gpu: bool) -> float:
     copies = 1 if on_gpu else 1 + TILE_COPIES_ON_CPU
-    return tile * width * copies + batch.tokens * model.hidden * 6
+    return min(tokens, TILE_TOKENS) * min(vocabulary, TILE_VOCABULARY) * width * copies + tokens * hidden * 6
 
 
 def _weights(model: ModelFacts, method: Method, width: int) -> float:
@@ -495,3 +498,38 @@ def _benchmark(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
     ]
     parts = min(ways, key=lambda way: sum(way.values()))
     return Estimate(steps=cells, vram_bytes=sum(parts.values()), parts=parts)
+
+
+# -- dry runs -----------------------------------------------------------------------------------------------------------
+
+
+def longest_batch(spec: Json, data: DataReport | None) -> dict[str, int]:
+    """The document's batch as its longest rows make it: what a dry run (jobs.dry_run) is to step through."""
+    rows = _at_most(spec["per_device_train_batch_size"], data)
+    return {"per_device_train_batch_size": rows, "max_length": _length(spec, data)}
+
+
+def of_step(spec: Json, step: Mapping[str, int]) -> dict[Part, int]:
+    """The memory of a fine-tune on a GPU from its dry run's step (jobs.dry_run.Step): what is counted there is taken as it is.
+
+    Optimizer, the loss, weights in few bits and what CUDA takes are no fake tensors, and come from the same arithmetic as ever.
+    The activations have the loss with them: the larger of the two moments counts.
+    """
+    method, width = _method(spec), _width(spec, on_gpu=True)
+    tokens, learned = spec["per_device_train_batch_size"] * spec["max_length"], step["learned"]
+    gradients = learned * method.gradient_bytes
+    linear_bytes = method.linear_bytes or width
+    rest_bytes = linear_bytes if method.learns_all else width
+    loss = _fused_loss(tokens, step["hidden"], step["vocabulary"], width, on_gpu=True)
+    output = 4 * step["vocabulary"] * step["hidden"] if method.learns_all else 0
+    unpacked = width * step["largest_linear"] if method.linear_bytes and not method.learns_all else 0
+    alive = max(step["peak_bytes"] + unpacked, step["kept_bytes"] + loss + output, gradients)
+    parts: dict[Part, float] = {
+        "weights": step["linear_parameters"] * linear_bytes + (step["parameters"] - step["linear_parameters"]) * rest_bytes,
+        "adapter": 0 if method.learns_all else learned * method.learned_bytes,
+        "gradients": gradients,
+        "optimizer": 0 if _is_paged(spec) else learned * _optimizer_bytes(spec, method),
+        "activations": alive - gradients,
+    }  # fmt: skip
+    parts["overhead"] = TRAINING_OVERHEAD_BYTES + GAPS * (sum(parts.values()) - parts["weights"])
+    return {name: round(size) for name, size in parts.items()}

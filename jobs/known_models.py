@@ -29,5 +29,11 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 def known_model(name: str) -> ModelFacts | None:
     """A model by its name, with or without its owner and the -Instruct of its chat version."""
-    bare = name.rpartition("/")[2].lower().removesuffix("-instruct")
-    return next((of_config(config) for known, config in CONFIGS.items() if known.lower() == bare), None)
+    config = config_of(name)
+    return of_config(config) if config else None
+
+
+def config_of(name: str) -> Mapping[str, Any] | None:
+    """The configuration of such a model."""
+    bare = name.partition("@")[0].rpartition("/")[2].lower().removesuffix("-instruct")
+    return next((config for known, config in CONFIGS.items() if known.lower() == bare), None)

@@ -80,6 +80,11 @@ def read_model(folder: Path) -> ModelFacts:
     return _facts(raw, *_counted(folder)) if weight_files(folder) else of_config(raw)
 
 
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The part of a model's `config.json` about the language model. Raises NoFacts."""
+    return _text_config(_read_json(folder / CONFIG))
+
+
 def of_config(raw: Mapping[str, Any]) -> ModelFacts:
     """The facts of a model that is not here, from its `config.json` alone; weights of 2 bytes. Raises NoFacts."""
     config = _text_config(raw)

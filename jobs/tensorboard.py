@@ -12,7 +12,9 @@ from typing import Any, Self
 
 from jobs.rundir import RunDir, read_json_lines
 
-NAME = "events.out.tfevents.{:06d}.overnight"
+NAME = "events.out.tfevents.{}.overnight"
+#: TensorBoard's files, whoever wrote them.
+ANY = "events.out.tfevents.*"
 VERSION = b"brain.Event:2"
 #: Of a line these are no metrics.
 NOT_METRICS = ("step", "time")
@@ -31,9 +33,9 @@ class EventFile:
         """With all that metrics.jsonl holds now, in place of earlier attempts' files: they have steps that a resume took back."""
         place = folder.tensorboard
         place.mkdir(parents=True, exist_ok=True)
-        for old in place.glob("events.out.tfevents.*"):
+        for old in place.glob(NAME.format("*")):
             old.unlink()
-        path = place / NAME.format(attempt)
+        path = place / NAME.format(f"{attempt:06d}")
         with path.open("wb") as file:
             file.write(_record(b"\x09" + struct.pack("<d", 0.0) + _field(3, VERSION)))
             file.writelines(map(_event, read_json_lines(folder.metrics)))
@@ -46,8 +48,10 @@ class EventFile:
 
 
 def render(folder: RunDir, attempt: int) -> None:
-    """The whole file at once, for programs that write metrics.jsonl by themselves. Does nothing when there is none."""
-    if folder.metrics.exists():
+    """The whole file at once, for programs that write metrics.jsonl by themselves. Does nothing when there is none, nor beside
+    files that the program wrote for TensorBoard itself."""
+    own = set(folder.tensorboard.glob(ANY)) - set(folder.tensorboard.glob(NAME.format("*")))
+    if folder.metrics.exists() and not own:
         EventFile.of(folder, attempt)
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from resource import struct_rusage
@@ -114,14 +114,18 @@ def environment_of(
     folder: Path,
     threads: int,
     secrets: Mapping[str, str],
+    visible: Sequence[str] | None = None,
 ) -> dict[str, str]:
-    """The child's environment: the worker's without anything of the rig's own, the pin, the job, and its secrets (S35)."""
+    """The child's environment: the worker's without anything of the rig's own, the pin, the job, and its secrets (S35).
+
+    `visible`: its GPUs as CUDA is told of them, where that is not by their UUIDs.
+    """
     kept = {k: v for k, v in base.items() if not k.startswith(("OVERNIGHT_", "RQ_")) or k.startswith("OVERNIGHT_MARK")}
     gpus = [slot for slot in slots if not slot.startswith("cpu:")]
     return {
         **kept,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus if visible is None else visible),
         "OVERNIGHT_JOB_ID": job_id,
         "OVERNIGHT_GPU_UUID": ",".join(gpus),
         "OVERNIGHT_GPU_INDEX": str(index),

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import redis
@@ -144,4 +144,11 @@ def _environment(order: Order, job: Job, settings: Settings, store: Store) -> di
         folder=folder.path,
         threads=max(1, threads),
         secrets={name: known[name] for name in wanted} | environment_for(order.spec, settings),
+        visible=_by_index(job, slots) if settings.gpu_env == "index" else None,
     )
+
+
+def _by_index(job: Job, slots: Sequence[Slot]) -> list[str] | None:
+    """The indexes of the job's GPUs, which CUDA counts as the driver does (CUDA_DEVICE_ORDER=PCI_BUS_ID); None when one is not known."""
+    known = {slot.id: slot.index for slot in slots if slot.is_gpu}
+    return [str(known[slot]) for slot in job.slots] if all(slot in known for slot in job.slots) else None

@@ -20,23 +20,35 @@ PARTS = {
     "kv_cache": "KV cache",
     "overhead": "CUDA, gaps",
 }
-ORIGIN = {"declared": "as declared", "learned": "learned from earlier runs", "estimated": "estimated"}
+ORIGIN = {
+    "declared": "as declared",
+    "learned": "learned from earlier runs",
+    "dry run": "by a dry run",
+    "estimated": "estimated",
+}
 
 
 def ask(
-    session: Session, document: Mapping[str, Any], reports: Mapping[str, DataReport], vram_gib: float | None = None
+    session: Session,
+    document: Mapping[str, Any],
+    reports: Mapping[str, DataReport],
+    vram_gib: float | None = None,
+    *,
+    dry_run: bool = False,
 ) -> Json:
     """The rig's estimate. `reports`: what files hold that may not be on the rig yet, by `sha256:...`. `vram_gib`: of a GPU that is not there."""
     report = reports.get(str(document.get("data")))
     facts: Json = {name: getattr(report, name) for name in ("rows", "text_bytes", "longest_bytes")} if report else {}
     if vram_gib is not None:
         facts["vram_gib"] = vram_gib
+    if dry_run:
+        facts["dry_run"] = True
     return session.client.estimate(document, **facts)
 
 
 def show(session: Session, view: Mapping[str, Any]) -> None:
     """What it needs and of what, where it fits, and what would."""
-    parts = _parts(view["parts"]) if view["source"] == "estimated" else []
+    parts = _parts(view["parts"]) if view["source"] in ("estimated", "dry run") else []
     for line in (*_lines(view), *parts, *_verdict(view), *_capacity(view.get("capacity"))):
         session.say(line)
 

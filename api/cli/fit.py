@@ -15,11 +15,14 @@ Json = dict[str, Any]
 @click.argument("file", metavar="[FILE|JOB]", required=False)
 @click.option("--model", default="", help="The largest batches of this model, by method: a folder, a name, a hub id.")
 @click.option("--vram", "vram_gib", type=click.FloatRange(0, 10_000, min_open=True), metavar="GIB", help="As if the GPU had so much memory.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Step through the fine-tune on fake tensors: exact, ten seconds or more.")
 @click.option(
     "--set", "sets", multiple=True, metavar="FIELD=VALUE", help="What if: any field, as in --set max_length=2048."
 )
 @with_rig
-def fit(session: Session, file: str | None, model: str, vram_gib: float | None, sets: tuple[str, ...]) -> None:
+def fit(
+    session: Session, file: str | None, model: str, vram_gib: float | None, dry_run: bool, sets: tuple[str, ...]
+) -> None:
     """What fits: a job, a model, or with neither the usual sizes of models on this rig.
 
     Of a job: memory, steps and room that it would need, which GPUs it fits, and what would make it fit. Nothing is stored or
@@ -28,14 +31,17 @@ def fit(session: Session, file: str | None, model: str, vram_gib: float | None, 
     if file and model:
         fail("Name a job's file or number, or --model: not both.", USAGE)
     if not file:
-        if sets:
-            fail("--set changes a job's document: name its file or number.", USAGE)
+        if sets or dry_run:
+            fail(
+                f"{'--set changes' if sets else '--dry-run steps through'} a job's document: name its file or number.",
+                USAGE,
+            )
         _show_capacity(session, model, vram_gib)
         return
-    _show_jobs(session, file, vram_gib, sets)
+    _show_jobs(session, file, vram_gib, dry_run, sets)
 
 
-def _show_jobs(session: Session, file: str, vram_gib: float | None, sets: tuple[str, ...]) -> None:
+def _show_jobs(session: Session, file: str, vram_gib: float | None, dry_run: bool, sets: tuple[str, ...]) -> None:
     from api.cli import (  # here: they load pydantic, which `overnight --help` need not wait for
         estimates,
         fields,
@@ -46,7 +52,7 @@ def _show_jobs(session: Session, file: str, vram_gib: float | None, sets: tuple[
     for document, reports in _documents(session, file):
         for text in sets:
             fields.change(document, fields.assignment(text))
-        views.append(estimates.ask(session, document, reports, vram_gib))
+        views.append(estimates.ask(session, document, reports, vram_gib, dry_run=dry_run))
         if not session.as_json:
             if len(views) > 1:
                 session.say("")

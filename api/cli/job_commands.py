@@ -183,6 +183,7 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("cause", outcome.get("cause") or ""),
         ("message", outcome.get("message") or ""),
         ("hint", outcome.get("hint") or ""),
+        ("warning", " ".join(job.get("warnings") or ())),
         ("used", ", ".join(filter(None, used))),
         ("cost", ", ".join(filter(None, cost))),
         ("load", ", ".join(filter(None, busy))),

@@ -201,7 +201,7 @@ function grow() {
   const passed = Math.round((Date.now() - bornAt) / 1000);
   for (const beat of document.querySelectorAll("[data-age]")) {
     const age = Number(beat.dataset.age) + passed;
-    const text = age < 1 ? "now" : age < 120 ? `${age}\u202fs` : age < 7200 ? `${Math.round(age / 60)}\u202fmin` : `${Math.round(age / 3600)}\u202fh`;
+    const text = age < 3 ? "now" : age < 120 ? `${age}\u202fs` : age < 7200 ? `${Math.round(age / 60)}\u202fmin` : `${Math.round(age / 3600)}\u202fh`;
     if (beat.textContent !== text) beat.textContent = text;
     if (passed > OLD_AFTER_S) beat.closest(".heart").className = "heart ill";
   }

@@ -130,6 +130,16 @@ def test_code_that_came_along_is_compared_file_by_file(
     assert code["blob.bin"]["diff"] == [] and code["long.py"]["cut"] and len(code["long.py"]["diff"]) == 200
 
 
+def test_of_a_folder_in_git_the_commit_and_what_was_not_committed_are_told(client: TestClient, ran: Ran) -> None:
+    states = [{"commit": "c" * 40, "branch": "main", "diff": f"+x = {n}\n", "diff_cut": False} for n in (1, 2)]
+    ids = [ran({"kind": "command", "argv": ["make"]}, {**ENVIRONMENT, "git": state}) for state in states]
+    found = client.get("/api/v1/diff", params={"jobs": ",".join(ids)}).json()
+    assert found["environment"] == []
+    assert [(change["name"], change["diff"][-2:]) for change in found["code"]] == [
+        ("what was not committed", ["-+x = 1", "++x = 2"])
+    ]
+
+
 def test_what_cannot_be_compared_is_said(client: TestClient, ran: Ran, settings: Settings, tmp_path: Path) -> None:
     there = packed(settings, tmp_path / "1", {"a.py": b"1"})
     documents = (

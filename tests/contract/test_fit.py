@@ -11,6 +11,7 @@ from live_api import COMMAND, NOW
 from model_folders import LLAMA_3_8B, LLAMA_32_1B, write_header, write_model
 from starlette.testclient import TestClient
 
+from api import routes_estimate
 from daemon import admission, fit, known_files
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -267,7 +268,7 @@ def test_checkpoints_that_have_no_room_are_refused(settings: Settings, client: T
     wrong = admission.disk_refusal(10**18, full)
 
     assert wrong is not None
-    assert "its checkpoints need up to 1000000000.0 GB, and the rig's disk has room for" in wrong.message
+    assert "its checkpoints and results need up to 1000000000.0 GB, and the rig's disk has room for" in wrong.message
     assert admission.disk_refusal(1, full) is None
     assert admission.disk_refusal(None, full) is None
 
@@ -415,7 +416,7 @@ def test_what_fits_is_refused_where_nobody_can_know(client: TestClient, rigs: Ri
         assert answer.status_code == 422, answer.text
         return [(error["field"], error["message"]) for error in answer.json()["errors"]]
 
-    assert wrong() == [("vram_gib", "this queue has no GPU: say how much memory one would have")]
+    assert wrong() == [("vram_gib", "this queue has no GPU: say how much memory one would have (--vram 24)")]
     assert wrong(model="org/unheard-of", vram_gib=24) == [("model", "its model is still on the hub")]
     assert wrong(model="nope", vram_gib=24)[0][1].startswith("'nope' is not a model of this rig")
     assert wrong(model="/etc", vram_gib=24)[0][1].startswith("is outside the folders")
@@ -439,3 +440,25 @@ def test_a_job_of_a_usual_model_that_is_still_on_the_hub_is_estimated(client: Te
     made = client.post(ESTIMATE, json=tune(model="Qwen/Qwen2.5-14B-Instruct", gradient_checkpointing=True)).json()
     assert (made["fits"], made["source"]) == (False, "estimated")
     assert {"method": "qlora"}.items() <= made["would_fit"][0]["fields"].items()
+
+
+def test_a_dry_run_counts_more_than_what_is_estimated(
+    client: TestClient, rigs: Rigs, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rigs(rig=(24,))
+    monkeypatch.setattr(routes_estimate, "dry_parts", lambda spec, paths, data: {"weights": 15 * GIB, "activations": GIB})  # fmt: skip
+    made = client.post(ESTIMATE, json=tune(), params={"dry_run": "true"}).json()
+    assert (made["source"], made["vram_bytes"], made["fits"]) == ("dry run", 16 * GIB, True)
+    assert client.post(ESTIMATE, json=tune()).json()["source"] == "estimated"
+    small = client.post(ESTIMATE, json=tune(), params={"dry_run": "true", "vram_gib": 12}).json()
+    assert small["message"].startswith("needs 16 GiB by a dry run and the largest GPU has 12 GiB")
+
+
+def test_what_has_no_dry_run_says_why(client: TestClient, models: Path) -> None:
+    def wrong(document: Mapping[str, Any]) -> str:
+        answer = client.post(ESTIMATE, json=document, params={"dry_run": "true"})
+        assert answer.status_code == 422, answer.text
+        return str(answer.json()["errors"][0]["message"])
+
+    assert wrong(COMMAND) == "only a fine-tune's step can be run dry"
+    assert wrong(tune(model="org/unheard-of")) == "there is no dry run: its model is still on the hub"

@@ -264,3 +264,15 @@ def test_s15_pages_have_nothing_inline_and_name_no_other_site(
     assert html.count("<h1") == 1 and 'id="main"' in html
     for svg in re.findall(r'<svg[^>]*class="plot"[^>]*>', html):
         assert 'role="img"' in svg and "aria-label=" in svg
+
+
+def test_a_gpu_that_was_never_used_is_told_on_the_page_and_by_the_api(reader: TestClient, store: Store, settings: Settings) -> None:  # fmt: skip
+    [job], _ = store.submit([parse({"kind": "command", "argv": ["x"]})], now=NOW - 9000)
+    offered = store.offer(job.id, rig="rig", slots=("GPU-1",), epoch=store.new_epoch("rig"), now=NOW - 8000)
+    store.claim(job.id, fence=offered.fence, owner="w", now=NOW - 7800, lease_s=60)
+    idle = {"coverage": 1.0, "utilization_mean": 0.0, "utilization_p95": 0.0, "peak_own_vram_bytes": 0}
+    store.finish(job.id, fence=offered.fence, outcome=Outcome(end=End.SUCCEEDED, usage=idle), now=NOW - 60)
+
+    assert "It never used its GPU: in 2" in reader.get(f"/jobs/{job.id}").text
+    [warning] = reader.get(f"/api/v1/jobs/{job.id}").json()["warnings"]
+    assert warning.startswith("It never used its GPU")

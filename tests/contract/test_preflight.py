@@ -141,3 +141,12 @@ def test_one_that_waits_for_anothers_stays_so_until_its_own_work_changes(client:
     assert store.get(other).after == (f"checked:{first}",)
     client.patch(f"{JOBS}/{other}", json={"lora": {"r": 64}})
     assert store.get(other).after == () and store.get(other).preflight_due
+
+
+def test_while_it_runs_every_page_says_that_it_is_one(client: TestClient, store: Store, settings: Settings) -> None:
+    job_id = submitted(client, tune())["id"]
+    offered = store.offer(job_id, rig=settings.rig, slots=("GPU-0",), epoch=store.new_epoch(settings.rig), now=NOW)
+    store.claim(job_id, fence=offered.fence, owner="test", now=NOW, lease_s=60)
+    assert "Its preflight runs on GPU 0" in client.get(f"/jobs/{job_id}").text
+    assert "preflight" in client.get("/jobs").text
+    assert client.get(f"{JOBS}/{job_id}").json()["attempts"][-1]["preflight"]

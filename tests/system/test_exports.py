@@ -12,11 +12,14 @@ import pytest
 import torch
 from attempts import curve, ended, finish, log, run_folder, start
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from model_folders import copy_tokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from until import until
 
+from jobs import exports
+from jobs.run import Order, Run
 from jobs.rundir import RunDir, read_json
 
 ROWS = [{"prompt": f"Where is bolt {n}?", "completion": f"On shelf {n % 7}."} for n in range(24)]
@@ -83,7 +86,7 @@ def test_what_belongs_to_the_model_comes_along_and_can_be_read_by_all(trained: R
     assert card.data.base_model == tiny_model.name and "the adapter of sha256" in card.text
 
 
-def test_the_gguf_file_is_whole_and_says_nearly_the_same(trained: RunDir) -> None:
+def test_the_gguf_file_is_whole_and_of_the_merged_model(trained: RunDir) -> None:
     reader = gguf.GGUFReader(trained.gguf)
     kinds = {tensor.tensor_type.name for tensor in reader.tensors}
     assert kinds == {"Q8_0", "F32"}
@@ -91,9 +94,9 @@ def test_the_gguf_file_is_whole_and_says_nearly_the_same(trained: RunDir) -> Non
     tokenizer = AutoTokenizer.from_pretrained(trained.merged)
     assert reader.fields["tokenizer.ggml.tokens"].contents() == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert reader.fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
-    merged = scores(AutoModelForCausalLM.from_pretrained(trained.merged, dtype=torch.float32), tokenizer)
-    read = AutoModelForCausalLM.from_pretrained(trained.output, gguf_file=trained.gguf.name, dtype=torch.float32)
-    assert apart(merged, scores(read, tokenizer)) < 0.1
+    [norm] = [tensor.data for tensor in reader.tensors if tensor.name == "output_norm.weight"]
+    with safe_open(trained.merged / "model.safetensors", "pt") as opened:
+        assert torch.equal(torch.tensor(norm), opened.get_tensor("model.norm.weight").float())
 
 
 def test_an_export_that_was_killed_goes_on_without_training_again(tmp_path: Path, tiny_model: Path, data: Path) -> None:
@@ -118,6 +121,40 @@ def test_a_finished_job_is_exported_by_a_job_of_its_own(tmp_path: Path, trained:
     assert found["merge_difference"] < MOST_DIFFERENCE and found["gguf_bytes"] == folder.gguf.stat().st_size
     with safe_open(folder.merged / "model.safetensors", "pt") as opened:
         assert opened.get_tensor("model.norm.weight").dtype == torch.float32
+
+
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"modules_to_save": ["embed_tokens"]}])
+def test_layers_that_were_learnt_otherwise_are_merged_too(
+    tmp_path: Path, tiny_model: Path, lora: dict[str, Any]
+) -> None:
+    """A base of random weights whose output layer is its embedding; what was learnt is chance, and much."""
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 49152,
+    }
+    config = AutoConfig.for_model("llama", **shape, num_key_value_heads=1, tie_word_embeddings=True)
+    base = copy_tokenizer(tiny_model, tmp_path / "base")
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    plain = scores(model, tokenizer)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **lora))
+    for parameter in adapted.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter) if parameter.requires_grad else 0
+    adapted.save_pretrained(tmp_path / "adapter")
+
+    folder = export(
+        tmp_path / "run", {"model": "base", "adapter": "/adapter"}, {"model": base, "adapter": tmp_path / "adapter"}
+    )
+    run = Run(folder, Order.read(folder))
+    assert exports.run(run)["merge_difference"] < 1e-5
+    merged = scores(AutoModelForCausalLM.from_pretrained(folder.merged), tokenizer)
+    assert apart(merged, plain) > 0.05
+    assert json.loads((folder.merged / "config.json").read_text())["tie_word_embeddings"] is ("use_dora" in lora)
 
 
 CONVERTER = """

@@ -60,14 +60,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data
     return folder
 
 
-def test_a_run_leaves_an_adapter_with_tokenizer_and_card(undisturbed: RunDir) -> None:
+def test_a_run_leaves_an_adapter_with_tokenizer_and_card(undisturbed: RunDir, tiny_model: Path) -> None:
     names = {path.name for path in undisturbed.adapter.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= names
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in undisturbed.adapter.iterdir())
     card = (undisturbed.adapter / "README.md").read_text()
-    assert "base_model: tiny" in card
+    assert f'base_model: "{tiny_model.name}"' in card
     assert "| learning_rate | 0.0002 |" in card
-    assert [path.name for path in undisturbed.output.iterdir()] == ["adapter"]
+    assert [path.name for path in sorted(undisturbed.output.iterdir())] == ["adapter", "tensorboard"]
 
 
 def test_a_checkpoint_is_as_large_as_was_expected(undisturbed: RunDir) -> None:

@@ -47,6 +47,18 @@ def test_a_gang_sees_all_its_gpus(make_rig: Any, fake_nvml: Any) -> None:
     assert set(rig.log(job).split()[1].split(",")) == set(uuids(rig))
 
 
+def test_a_program_that_reads_no_uuids_gets_indexes(make_rig: Any, fake_nvml: Any) -> None:
+    fake = fake_nvml(["3090", "3090"])
+    rig = make_rig(slots="auto", environment=fake.env(), gpu_env="index")
+    one, both = (rig.submit(kind="command", argv=["sh", "-c", f"{SHOW}; echo $OVERNIGHT_GPU_UUID"], gpus=n) for n in (1, 2))  # fmt: skip
+    for job, amount in ((one, 1), (both, 2)):
+        assert rig.until_ended(job).state is State.SUCCEEDED
+        order, visible, names = rig.log(job).split()
+        assert order == "PCI_BUS_ID"
+        assert [uuids(rig)[int(index)] for index in visible.split(",")] == names.split(",")
+        assert len(names.split(",")) == amount
+
+
 def test_eight_gpus_run_eight_jobs(make_rig: Any, fake_nvml: Any) -> None:
     rig, _ = gpu_rig(make_rig, fake_nvml, *["3090"] * 8)
     jobs = [rig.submit(kind="command", argv=["sh", "-c", f"{SHOW}; exec tail -f /dev/null"]) for _ in range(8)]

@@ -69,3 +69,10 @@ def test_a_gpu_that_stays_away_is_forgotten_after_a_week() -> None:
     missed = with_absent([], GPUS, now=10.0)
     assert [slot.absent_since for slot in with_absent([], missed, now=9.0 + ABSENT_KEPT_S)] == [10.0, 10.0]
     assert with_absent([], missed, now=11.0 + ABSENT_KEPT_S) == []
+
+
+def test_what_a_job_finds_of_its_gpu_is_no_setting_and_what_is_one_is_read(tmp_path: Path) -> None:
+    home = {"OVERNIGHT_HOME": str(tmp_path)}
+    told = {"OVERNIGHT_GPU_UUID": "GPU-1", "OVERNIGHT_GPU_INDEX": "1", "OVERNIGHT_GPU_ENV": "index", "OVERNIGHT_GPU_POWER_LIMIT_W": "250"}  # fmt: skip
+    settings = load({}, home | told)
+    assert (settings.gpu_env, settings.gpu_power_limit_w) == ("index", 250.0)

@@ -71,6 +71,15 @@ def test_what_a_program_wrote_by_itself_is_read_as_it_can_be(tmp_path: Path) -> 
     assert all(math.isfinite(value) for _, value in scalars(made, "train/loss"))
 
 
+def test_files_that_a_program_wrote_for_itself_stay_alone(tmp_path: Path) -> None:
+    made = folder(tmp_path)
+    append_json_line(made.metrics, {"step": 1, "loss": 1.0})
+    made.tensorboard.mkdir()
+    (own := made.tensorboard / "events.out.tfevents.1800000000.rig.1.0").write_bytes(b"theirs")
+    tensorboard.render(made, attempt=1)
+    assert list(made.tensorboard.iterdir()) == [own] and own.read_bytes() == b"theirs"
+
+
 def test_a_program_without_metrics_leaves_no_file(tmp_path: Path) -> None:
     made = folder(tmp_path)
     tensorboard.render(made, attempt=1)
