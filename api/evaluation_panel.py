@@ -25,6 +25,7 @@ from jobs.rundir import RunDir
 #: Larger files are not read for a page; differences are then told without them.
 MOST_BYTES = 8 << 20
 WORST_SHOWN = 10
+MINUS = "\u2212"
 Row = Mapping[str, Any]
 
 
@@ -103,18 +104,23 @@ def worst_of(folder: RunDir) -> list[Row]:
 
 def _line(name: str, told: Mapping[str, Any], before: Mapping[str, Any], paired: Mapping[str, Any]) -> Line:
     error = told.get(name + STDERR)
-    value = Line(words(name), number(told[name]), f"± {error:.2g}" if is_finite(error) else "")
+    value = Line(words(name), number(told[name]), _error(error).strip())
     if not is_finite(before.get(name)) or basis(told, name) != basis(before, name):
         return value
     difference = float(told[name]) - float(before[name])
     row_by_row = paired.get(name)
     stderr = row_by_row.stderr if row_by_row else _apart(error, before.get(name + STDERR))
-    shown = f"{difference:+.3g}" + (f" ± {stderr:.2g}" if stderr is not None else "")
+    sign = "+" if difference > 0 else MINUS if difference < 0 else ""
+    shown = sign + number(float(f"{abs(difference):.3g}")) + _error(stderr)
     better = direction(name)
     judgement = ""
     if better and is_telling(difference, stderr):
         judgement = "better" if (difference < 0) == (better == "lower") else "worse"
     return Line(value.name, value.value, value.error, shown, judgement)
+
+
+def _error(stderr: Any) -> str:
+    return f" ± {number(float(f'{stderr:.2g}'))}" if is_finite(stderr) else ""
 
 
 def _apart(one: Any, other: Any) -> float | None:

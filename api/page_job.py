@@ -135,7 +135,8 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
         "took_s": job_panel.took_s(job, now),
         "benchmark": benchmark_panel.benchmark(job, rig),
         "preflight": told(job),
-        "loss": job_story.loss_panel(found, times, job),
+        # of an evaluation one point would be left, and its card has that number
+        "loss": job_story.loss_panel(found, times, job) if job.kind != "evaluate" else None,
         "others": job_panel.other_panels(found),
         "telemetry": job_panel.telemetry_panels(job, facts, settings, now),
         "warning": unused_gpu(job),

@@ -47,11 +47,18 @@ def _weight(leader: tuple[int, Best]) -> tuple[bool, float, int]:
     return told.metric != "tokens_per_s", gain, size
 
 
-def _result(job: Job, records: Records) -> _Result | None:
+def of_goal(job: Job, records: Records) -> tuple[str, float] | None:
+    """What it tells of its sweep's goal."""
     metrics = job.outcome.metrics if job.outcome else {}
     goal = records.sweeps[job.sweep].goal if job.sweep in records.sweeps else None
-    if goal is not None and is_finite(metrics.get(goal.metric)):
-        return _Result(job, goal.metric, float(metrics[goal.metric]), bool(goal.minimize))
+    return (goal.metric, float(metrics[goal.metric])) if goal and is_finite(metrics.get(goal.metric)) else None
+
+
+def _result(job: Job, records: Records) -> _Result | None:
+    metrics = job.outcome.metrics if job.outcome else {}
+    if (told := of_goal(job, records)) is not None:
+        goal = records.sweeps[job.sweep].goal
+        return _Result(job, *told, lower=bool(goal and goal.minimize))
     telling = telling_metric({name: value for name, value in metrics.items() if name not in NO_RESULT})
     return _Result(job, *telling, direction(telling[0]) == "lower") if telling else None
 

@@ -137,7 +137,8 @@ def _ran(records: Records) -> list[Ran]:
 
 def _of(job: Job, state: State, records: Records) -> Ran:
     outcome = job.outcome if records.ended_in(job) else None
-    metric, value = telling_metric(outcome.metrics if outcome else {}) or ("", None)
+    told = results.of_goal(job, records) if outcome else None
+    metric, value = told or telling_metric(outcome.metrics if outcome else {}) or ("", None)
     known = [float(run.usage["energy_j"]) for run in job.attempts if is_finite(run.usage.get("energy_j"))]
     return Ran(
         job=job.id,

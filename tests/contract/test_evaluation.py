@@ -62,7 +62,7 @@ def test_a_result_stands_against_the_model_before_row_by_row(
     tuned = evaluated(store, settings, [measured(at, 0.5 + at, at > 1, answer=XSS, id=XSS) for at in range(6)], adapter="/a")  # fmt: skip
     html = owner.get(f"/jobs/{tuned.id}").text
     assert "against" in html and "/jobs/1" in html and "row by row" in html
-    assert "-0.5 ± 0" in html and "better" in html
+    assert "\u22120.5 ± 0" in html and "better" in html
     assert "<img src=x" not in html and "&lt;img src=x" in html and "{{ 7 * 7 }}" in html
     assert '<h2 id="metrics-title">Result</h2>' not in html  # the table has all of it
 
@@ -83,7 +83,7 @@ def test_without_the_rows_a_difference_has_the_error_of_two_results(store: Store
     made = evaluation_panel.panel(tuned, base, [], [], [])
     assert made is not None and not made.paired
     [loss] = [line for line in made.lines if line.name == "eval loss"]
-    assert (loss.difference, loss.judgement) == ("-0.5 ± 1.1", "")
+    assert (loss.difference, loss.judgement) == ("\u22120.5 ± 1.1", "")
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]\n", b'{"index": 0}\n', b"\xff\xfe", b'{"index": "x"' * 9])

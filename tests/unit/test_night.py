@@ -250,3 +250,11 @@ def test_the_best_evaluation_of_a_pipelines_sweep_is_held_against_the_model_with
     assert best is not None and best.baseline is not None
     assert (best.job, best.value, best.baseline.job, best.better) == ("3", 0.75, "1", True)
     assert best.baseline.why == "the model without the adapter"
+
+
+def test_a_job_of_a_sweep_is_told_by_the_sweeps_goal() -> None:
+    both = {"eval_loss": 0.3, "accuracy": 0.75}
+    jobs = [job(1, 0, 1, sweep="1", metrics=both), job(2, 1, 2, metrics=both)]
+    sweep = Sweep(id="1", last="1", created_at=SINCE, name="s", method="grid", axes=(), base={}, goal=Goal(maximize="accuracy"))  # fmt: skip
+    made = {ran.job: (ran.metric, ran.value) for ran in night(told(*jobs, sweeps={"1": sweep})).ran}
+    assert made == {"1": ("accuracy", 0.75), "2": ("eval_loss", 0.3)}
