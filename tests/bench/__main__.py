@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from checking import checking
+from closing import closing
 from commands import cli
 from figures import Figures
 from many import batch, drain
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "nights": nights,
     "foretold": foretold,
     "cli": cli,
+    "closing": closing,
     "sampler": sampler,
     "history": history,
     "page": page,

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live_api import COMMAND, LiveApi, address_of, start_api
+from live_api import COMMAND, NOW, LiveApi, address_of, start_api
 from until import until
 
-from api.client import Client
+from api.client import Client, parse_events
 from daemon import redis_server
 from daemon.process_tree import is_alive
 from daemon.settings import Settings
 from daemon.store import Store, connect
 from jobs.rundir import run_dir
+from jobs.spec import parse
 from workers.execute import prepare
 
 LISTEN = "0A"
@@ -243,6 +244,27 @@ def test_open_streams_do_not_keep_it_from_ending(api: LiveApi, sig: signal.Signa
             assert api.process.wait(10) == 0
     assert not (api.settings.home / "api.json").exists()
     assert "Traceback" not in api.log.read_text()
+
+
+def test_a_stream_goes_on_where_it_was_when_the_process_was_killed(api: LiveApi) -> None:
+    with Client(api.url, api.token) as client:
+        client.submit(COMMAND)
+        since = api.store.last_event_id()
+        first = client.submit(COMMAND)["id"]
+    with api.client().stream("GET", "/api/v1/events", params={"since": since}) as answer:
+        seen = next(event for event in parse_events(answer.iter_bytes()) if event.type == "state")
+        api.process.kill()
+        api.process.wait()
+    [second], _ = api.store.submit([parse(COMMAND)], now=NOW)  # the queue goes on without it
+    process = start_api(api.settings.home, api.log)
+    try:
+        api.url = str(address_of(api.settings.home, process, api.log)["url"])
+        with api.client().stream("GET", "/api/v1/events", headers={"Last-Event-ID": seen.id}) as answer:
+            again = next(event for event in parse_events(answer.iter_bytes()) if event.type == "state")
+    finally:
+        process.kill()
+        process.wait()
+    assert (seen.data["job"], again.data["job"]) == (first, second.id)
 
 
 def test_it_tells_where_it_listens(live: LiveApi) -> None:

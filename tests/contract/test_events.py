@@ -226,6 +226,45 @@ def test_the_stream_of_all_tells_of_every_job_and_of_the_rig(live: LiveApi, call
     )
 
 
+def test_a_stream_that_is_cut_again_and_again_tells_the_same_as_one_that_never_was(
+    live: LiveApi, caller: Client
+) -> None:
+    """Cut after each single event, while jobs come and go; what was told meanwhile comes with the next connection."""
+    since = live.store.last_event_id()
+    with live.client().stream("GET", "/api/v1/events", params={"since": since}) as unbroken:
+        whole, told, known = parse_events(unbroken.iter_bytes()), [], list[str]()
+        at = since
+        for number in range(6):
+            job_id = caller.submit(COMMAND)["id"]  # while nobody is connected
+            with live.client().stream("GET", "/api/v1/events", headers={"Last-Event-ID": at}) as part:
+                events = parse_events(part.iter_bytes())
+                caller.cancel(job_id)  # while somebody is
+                for event in events:
+                    told.append(event)
+                    at = event.id
+                    if number % 2 or (event.type == "state" and event.data["state"] == "cancelled"):
+                        break  # in the middle, or at the end
+        last = live.store.last_event_id()
+        rest = list(streamed_to(live, at, last))
+        ids = [event.id for event in (*told, *rest)]
+        for event in whole:
+            known.append(event.id)
+            if event.id == last:
+                break
+    assert ids == known, "nothing is missing, nothing comes twice, in order"
+
+
+def streamed_to(live: LiveApi, since: str, last: str) -> Iterator[Event]:
+    """What is still to come up to an event."""
+    if since == last:
+        return
+    with live.client().stream("GET", "/api/v1/events", headers={"Last-Event-ID": since}) as answer:
+        for event in parse_events(answer.iter_bytes()):
+            yield event
+            if event.id == last:
+                return
+
+
 def test_a_new_stream_begins_now_and_knows_where_to_come_back_to(live: LiveApi, caller: Client) -> None:
     with live.client().stream("GET", "/api/v1/events") as answer:
         lines = answer.iter_lines()
