@@ -1,6 +1,7 @@
 """Serve the API and the page: `python -m api`. The daemon starts it; it dies with the daemon."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -119,6 +120,7 @@ def serve(app: Any, listener: socket.socket, settings: Settings) -> None:
     threading.Thread(target=page.warm, args=(app.state.context,), name="warm", daemon=True).start()
     Server(config, app).run(sockets=[listener])
     forget_address(settings.home / "api.json")
+    gc.freeze()  # the process ends: to search all that it holds for garbage would take longer than everything else
 
 
 def write_address(path: Path, host: str, port: int) -> dict[str, Any]:

@@ -126,3 +126,20 @@ def test_the_first_screen_is_small_though_the_night_was_long(browser: Any, site:
         store.delete(job.id)
     context.close()
     assert a_night
+
+
+def test_every_live_page_follows_one_stream_and_none_while_it_is_hidden(visit: Visit, site: Site) -> None:
+    page, followed = visit("/"), set[str]()
+    for path in all_pages(site):
+        page.goto(f"{site.url}{path}")
+        if page.locator("body[data-live]").count() == 0:
+            assert page.evaluate("() => streams.length") == 0, f"{path} follows what it does not show"
+            continue
+        followed.add(path)
+        page.wait_for_function("() => streams.length && streams[0].readyState === 1")
+        assert page.evaluate("() => streams.length") == 1, path
+        page.evaluate("() => hide(true)")
+        assert page.evaluate("() => streams.map(one => one.readyState)") == [2], f"{path} goes on while nobody looks"
+        page.evaluate("() => hide(false)")
+        page.wait_for_function("() => streams.length === 2 && streams[1].readyState === 1")
+    assert {"/", "/jobs", "/plan", "/gpus", f"/jobs/{site.jobs['running'].id}"} <= followed
