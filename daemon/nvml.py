@@ -236,6 +236,9 @@ class Card:
         except self._nvml.NVMLLibraryMismatchError:  # not an NVMLError: an older driver lacks the symbol
             self._never.add(key)
             return None
+        except UnicodeDecodeError:  # the binding takes texts for UTF-8: a broken name must not cost the GPU
+            self._never.add(key)
+            return None
         except self._nvml.NVMLError as error:
             self._weigh(key, error)
             return None

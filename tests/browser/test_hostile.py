@@ -3,12 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
 from browser.conftest import DESKTOP, PHONE, Site, site_of
 from browser.filled_rig import GPUS, FilledRig, finetune
+from model_folders import copy_tokenizer
 from until import until
 
 from api.page import PLACES
@@ -197,3 +199,25 @@ def test_s16_the_form_shows_what_was_typed_and_what_is_wrong_as_text(visit: Visi
     page.locator("#f-document").fill(f"kind = {json.dumps(MARKUP)}\n{json.dumps(CLOSING)} = 1\n")
     page.locator("#outlook.wrong").wait_for()
     is_whole(page, "/submit?as=document")
+
+
+def test_s16_rows_of_data_stay_text_in_the_preview_of_the_form(visit: Visit, site: Site, tiny_model: Path) -> None:
+    settings, digest = site.rig.settings, "e" * 64
+    copy_tokenizer(tiny_model, settings.models / "tiny")
+    settings.inputs.mkdir(exist_ok=True)
+    chat = [
+        {"role": "user", "content": MARKUP + LINK + CONTROL},
+        {"role": "assistant", "content": CLOSING + TEMPLATE + ENDLESS},
+    ]
+    (settings.inputs / digest).write_text(json.dumps({"messages": chat}) + "\n")
+    page = visit("/submit?kind=finetune")
+    page.locator("#f-model").fill("tiny")
+    page.locator("#f-data").fill(f"sha256:{digest}")
+    learnt = page.locator("#preview mark").first
+    learnt.wait_for(timeout=30_000)
+    assert learnt.inner_text().startswith(CLOSING + TEMPLATE)
+    assert MARKUP in page.locator("#preview pre").inner_text()
+    is_whole(page, "/submit")
+    page.locator("#f-max_length").fill("64")
+    page.locator("#preview pre del").wait_for(timeout=30_000)  # what is cut now
+    is_whole(page, "/submit")
