@@ -174,8 +174,8 @@ def missing_here(
 def _gpus(spec: Spec, there: int) -> None:
     if there and spec.gpus > there:
         raise Refused(f"this rig has {there} GPU{'s' if there > 1 else ''}, the job asks for {spec.gpus}")
-    if spec.gpus > 1 and spec.kind in RECIPES:
-        raise Refused(f"a {spec.kind} job uses one GPU; several are for commands, torchrun for example")
+    if spec.gpus > 1 and spec.kind in RECIPES and not isinstance(spec, FinetuneSpec):
+        raise Refused(f"a {spec.kind} job uses one GPU; several are for fine-tunes and commands")
 
 
 def _preflight(spec: Spec) -> None:

@@ -42,6 +42,8 @@ LEFT_OUT: Mapping[str, str] = {
         "tf32 enable_liger_kernel use_liger_kernel",
         "workers and devices are the rig's business": "preprocessing_num_workers dataloader_num_workers dataset_num_proc "
         "dataset_processes ddp_timeout device local_rank",
+        "how GPUs share the work is chosen by the estimate (gpus, parallel)": "fsdp fsdp_config fsdp_version fsdp_final_state_dict_type "
+        "deepspeed ddp_backend ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers accelerator_config",
         "it has no counterpart here": "strict group_by_length shuffle lora_task_type loss gradient_checkpointing_kwargs profiler "
         "loftq_config eval_sample_packing pad_to_sequence_len model_type tokenizer_type is_llama_derived_model",
     }.items()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from jobs.batches import rows_per_step
+from jobs import batches, parallel
 from jobs.data import DataReport
 from jobs.model_facts import Linear, ModelFacts
 
@@ -24,6 +24,8 @@ VRAM_RESERVE_BYTES = 512 << 20
 TRAINING_OVERHEAD_BYTES = round(1.1 * 2**30)
 INFERENCE_OVERHEAD_BYTES = round(0.6 * 2**30)
 GAPS = 0.03
+#: What NCCL keeps on each GPU for its channels. A guess, to be measured.
+COMMUNICATION_BYTES = round(0.4 * 2**30)
 #: A cache that grows with every token leaves gaps behind. A guess, to be measured.
 CACHE_GAPS = 0.10
 #: On a CPU: Python with torch, transformers, PEFT and TRL loaded (measured: 531 MiB), and its allocator.
@@ -125,6 +127,8 @@ class Outlook:
     estimate: Mapping[str, float] = field(default_factory=dict)
     #: Whether it is to be checked first (daemon.preflights).
     preflight: bool = False
+    #: How its GPUs share the work, and why so: `way`, `why`; empty with one GPU.
+    parallel: Mapping[str, str] = field(default_factory=dict)
 
 
 UNKNOWN = Outlook()
@@ -149,8 +153,8 @@ def estimate(spec: Json, facts: Facts, *, on_gpu: bool = True) -> Estimate:
 
 def optimizer_steps(spec: Json, rows: int) -> int:
     """How many steps a fine-tune takes over so many rows (packed ones, where it packs)."""
-    batches = math.ceil(rows / spec["per_device_train_batch_size"])
-    per_epoch = math.ceil(batches / spec["gradient_accumulation_steps"])
+    micro_batches = math.ceil(rows / spec["per_device_train_batch_size"])
+    per_epoch = math.ceil(micro_batches / (spec["gradient_accumulation_steps"] * batches.gpus(spec)))
     return int(spec["max_steps"] or math.ceil(spec["num_train_epochs"] * per_epoch))
 
 
@@ -186,7 +190,7 @@ def _flops(spec: Json, model: ModelFacts, steps: int | None, tokens: int | None,
     if not steps or not tokens or not sequences:
         return None
     per_weight = 4 + 2 * _method(spec).learns_all + 2 * bool(spec["gradient_checkpointing"])
-    seen = steps * rows_per_step(spec) * tokens / sequences
+    seen = steps * batches.rows_per_step(spec) * tokens / sequences
     return float(per_weight * model.parameters * seen * _answers(spec))
 
 
@@ -200,8 +204,8 @@ def _counts(spec: Json, data: DataReport | None) -> tuple[int | None, int | None
 
 
 def _training_parts(spec: Json, model: ModelFacts, facts: Facts, on_gpu: bool) -> tuple[int, dict[Part, int]]:
-    """How many parameters are learned, and the memory that it takes."""
-    method, width = _method(spec), _width(spec, on_gpu)
+    """How many parameters are learned, and the memory that it takes on each GPU."""
+    method, width, way = _method(spec), _width(spec, on_gpu), parallel.way(spec)
     targets = _targets(model, spec["lora"]["target_modules"])
     learned = model.parameters if method.learns_all else _adapter_parameters(spec, targets, model, facts)
     parts: dict[Part, float] = {
@@ -213,7 +217,8 @@ def _training_parts(spec: Json, model: ModelFacts, facts: Facts, on_gpu: bool) -
     size = _at_most(spec["per_device_train_batch_size"], facts.data) * _answers(spec)
     batch = _Batch(size, _length(spec, facts.data), packed=spec["packing"])
     adapted = sum(linear.inputs for linear in targets) / model.layers if not method.learns_all else 0.0
-    activations = _activations(spec, model, batch, adapted, width)
+    here = replace(model, layers=math.ceil(model.layers / spec["gpus"])) if way == "device_map" else model
+    activations = _activations(spec, here, batch, adapted, width)
     if method.linear_bytes is not None and not method.learns_all:
         activations += width * model.hidden * max(model.feed_forward, model.attention)  # one layer, unpacked
     logits = _loss(model, batch, width, on_gpu) + (4 * model.vocabulary * model.hidden if method.learns_all else 0)
@@ -227,10 +232,36 @@ def _training_parts(spec: Json, model: ModelFacts, facts: Facts, on_gpu: bool) -
         evaluated = _Batch(size, _length({**spec, "packing": False}, held), packed=False)
         activations = max(activations, _forward(model, evaluated, width) + evaluated.mask_elements * 3)
         logits = max(logits, _loss(model, evaluated, width, on_gpu))
-    parts |= {"activations": activations, "logits": logits}
+    parts = _shared(spec, model, parts, learned, method, width) | {"activations": activations, "logits": logits}
     gaps = GAPS * (sum(parts.values()) - parts["weights"])
     parts["overhead"] = (TRAINING_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
+    if on_gpu and way in ("ddp", "fsdp"):
+        parts["overhead"] += COMMUNICATION_BYTES
     return learned, {name: round(size) for name, size in parts.items()}
+
+
+def _shared(
+    spec: Json, model: ModelFacts, parts: dict[Part, float], learned: int, method: Method, width: int
+) -> dict[Part, float]:
+    """What each GPU has of weights, adapter, gradients and optimizer."""
+    gpus, tables = spec.get("gpus", 1), model.parameters - model.linear_parameters
+    match parallel.way(spec):
+        case "ddp":  # DDP gathers gradients in buckets of its own
+            return {**parts, "gradients": parts["gradients"] + learned * method.gradient_bytes}
+        case "fsdp":
+            # two layers are whole at a time, one of them on its way, and so are the tables of the vocabulary; of what
+            # learns the gradients of one layer, too, in float32
+            layer = model.linear_parameters / model.layers
+            whole = (2 * layer + tables) * width + (layer * 4 if method.learns_all else 0)
+            split = {name: size / gpus for name, size in parts.items()}
+            if method.learns_all and method.learned_bytes > width:  # whole layers come in the compute dtype: no copies
+                split["weights"] -= model.linear_parameters * width / gpus
+            return {**split, "weights": split["weights"] + whole}
+        case "device_map":  # whole layers are given out: the fullest GPU has up to one more than its share
+            share = min(1.0, 1 / gpus + 1 / model.layers)
+            return {name: size * share for name, size in parts.items()}
+        case _:
+            return parts
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from jobs.causes import NETWORK_PACKAGES, chain, is_disk_full
 from jobs.light_tokenizer import read_template, template_file
 from jobs.model import Cause
+from jobs.parallel import way
 from jobs.run import JobError, Order
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -37,6 +38,8 @@ class Device:
 
     name: str
     dtype: str
+    #: Over how many GPUs one process lays the layers of the model.
+    gpus: int = 1
 
     @property
     def is_gpu(self) -> bool:
@@ -72,10 +75,11 @@ def device(spec: Mapping[str, Any]) -> Device:
         if spec["dtype"] == "float16":
             raise JobError(Cause.BAD_INPUT, "A CPU cannot compute in float16.", "Set dtype to auto or float32.")
         return Device(name="cpu", dtype="float32" if spec["dtype"] == "auto" else spec["dtype"])
-    if torch.cuda.device_count() > 1:
-        raise JobError(Cause.BAD_INPUT, f"A {spec['kind']} job uses one GPU.", "Submit it with gpus: 1.")
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and way(spec) != "device_map":
+        raise JobError(Cause.BAD_INPUT, f"This process uses one GPU and sees {gpus}.", "Set CUDA_VISIBLE_DEVICES to one.")  # fmt: skip
     best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return Device(name="cuda", dtype=best if spec["dtype"] == "auto" else spec["dtype"])
+    return Device(name="cuda", dtype=best if spec["dtype"] == "auto" else spec["dtype"], gpus=gpus)
 
 
 def limit_threads() -> None:
@@ -151,7 +155,7 @@ def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", qu
             revision=source.revision,
             dtype=getattr(torch, dtype or to.dtype),
             quantization_config=quantization,
-            device_map={"": to.name} if quantization is not None else None,
+            device_map=_device_map(to, quantization),
             use_safetensors=True,
             trust_remote_code=remote_code(order),
         )
@@ -162,7 +166,7 @@ def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", qu
     if source.adapter:
         model = _with_adapter(model, Path(source.adapter), trainable=trainable)
     try:
-        if quantization is None:
+        if quantization is None and to.gpus == 1:
             model.to(to.name)
     except torch.OutOfMemoryError as error:
         # a smaller batch would not help, so none is proposed
@@ -189,6 +193,13 @@ def few_bits(name: str, to: Device, *, double: bool = False) -> Any:
         bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=getattr(torch, to.dtype),
     )
+
+
+def _device_map(to: Device, quantization: Any) -> Any:
+    """What from_pretrained places itself: layers over several GPUs, and weights that it quantises on the way."""
+    if to.gpus > 1:
+        return "balanced"
+    return {"": to.name} if quantization is not None else None
 
 
 def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
