@@ -97,7 +97,7 @@ class _Check:
     def _take(self, row: Row) -> None:
         found = convert(row, self.reading)
         if self.reading.objective == "generate":
-            self._take_id(row)
+            self._take_id(found.row)
         if self.first is not None and found.shape != self.first.shape:
             raise ValueError(
                 f"has {words(found.shape)}, but the rows before have {words(self.first.shape)}; one file holds one shape"
@@ -110,13 +110,16 @@ class _Check:
         self.text_bytes, self.longest_bytes = self.text_bytes + row_bytes, max(self.longest_bytes, row_bytes)
 
     def _take_id(self, row: Row) -> None:
-        if (given := row.get("id")) is None:
+        name = "custom_id" if "custom_id" in row else "id"
+        if (given := row.get(name)) is None:
             return
         if isinstance(given, bool) or not isinstance(given, (str, int)):
-            raise ValueError("`id` must be a text or a whole number")
-        if str(given) in self.ids:
-            raise ValueError(f"`id` {str(given)[:60]!r} was used before")
-        self.ids.add(str(given))
+            raise ValueError(f"`{name}` must be a text or a whole number")
+        # answers of several adapters to one prompt are prompts of one id
+        known = f"{given}\0{row['adapter']}" if row.get("adapter") else str(given)
+        if known in self.ids:
+            raise ValueError(f"`{name}` {str(given)[:60]!r} was used before")
+        self.ids.add(known)
 
 
 def _counted(note: str, count: int, rows: int) -> str:

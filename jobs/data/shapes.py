@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jobs.data import alpaca, chat, pairs, preference, sharegpt
+from jobs.data import alpaca, chat, openai_batch, pairs, preference, sharegpt
 from jobs.data.values import Notes, Row, full_text, has, text
 
-Shape = Literal["messages", "prompt_completion", "text", "preference", "unpaired", "prompt", "messages prompts"]
+Shape = Literal[
+    "messages", "prompt_completion", "text", "preference", "unpaired", "prompt", "messages prompts", "batch request"
+]
 Convert = Callable[[Row, Notes], Row]
 
 #: Fields that a row may have, for `data_fields` and for the head of a CSV file.
 KNOWN_FIELDS = (
     "messages", "conversations", "conversation", "prompt", "completion", "text", "instruction", "input", "output",
     "system", "history", "chosen", "rejected", "preferred_output", "non_preferred_output", "label", "kto_tag", "tools",
-    "functions", "id",
+    "functions", "id", "adapter", "custom_id", "body",
 )  # fmt: skip
 #: Objectives by what they learn from; every other one learns like `sft`.
 PREFERRING = frozenset({"dpo", "orpo", "cpo", "simpo", "ipo"})
@@ -104,6 +106,7 @@ def words(shape: Shape) -> str:
     return {
         "prompt_completion": "`prompt`/`completion`",
         "messages prompts": "`messages`",
+        "batch request": "`custom_id`/`body`",
         "preference": "`chosen`/`rejected`",
         "unpaired": "`completion`/`label`",
     }.get(shape, f"`{shape}`")
@@ -150,6 +153,8 @@ def _judged(row: Row) -> Converted:
 
 
 def _prompt(row: Row) -> Converted:
+    if openai_batch.is_request(row):
+        return _as("batch request", "OpenAI batch", openai_batch.request, row)
     notes: Notes = {}
     if has(row, "messages") or (has(row, *sharegpt.FIELDS) and not has(row, "prompt")):
         own = has(row, "messages")
