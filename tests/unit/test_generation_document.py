@@ -32,7 +32,15 @@ def wrong(**fields: Any) -> str:
 
 
 def test_sampling_parameters_have_their_known_names() -> None:
-    given = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1, "n": 3, "stop": "\n\n"}
+    given = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "n": 3,
+        "stop": "\n\n",
+    }
     found = sampling.of_document(dump(parse({**PLAIN, **given, "max_new_tokens": 64})))
     assert found == Sampling(
         max_new_tokens=64, temperature=0.7, top_p=0.9, top_k=40, min_p=0.05, repetition_penalty=1.1, n=3, stop=("\n\n",)

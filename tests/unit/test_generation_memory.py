@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from jobs.generation.memory import PAGE_TOKENS, Room, Size, Widths, continuous, needs, padded, pages_of, room
 
 GIB = 2**30
-LLAMA_8B = Widths(layers=32, hidden=4096, attention=4096, key_value=1024, feed_forward=14336, vocabulary=128256, width=2)
+LLAMA_8B = Widths(
+    layers=32, hidden=4096, attention=4096, key_value=1024, feed_forward=14336, vocabulary=128256, width=2
+)
 SMOL = Widths(layers=30, hidden=576, attention=576, key_value=192, feed_forward=1536, vocabulary=49152, width=4)
 
 
@@ -38,7 +40,9 @@ def test_a_size_fits_and_holds_the_longest(
 
 def test_more_memory_takes_more_at_once() -> None:
     lengths = [1024] * 500
-    found = [continuous(LLAMA_8B, room(free * GIB, on_gpu=True, most=None), lengths, drawn=False) for free in (2, 8, 64)]
+    found = [
+        continuous(LLAMA_8B, room(free * GIB, on_gpu=True, most=None), lengths, drawn=False) for free in (2, 8, 64)
+    ]
     sizes = [size.sequences for size in found if size]
     assert len(sizes) == 3
     assert sizes == sorted(set(sizes))

@@ -132,6 +132,11 @@ def test_an_openai_error_has_its_shape() -> None:
     line = FORMATS[1].line(Answer(request(1), problem=Problem("context_length_exceeded", "Too long.")))
     assert line["error"] == {"code": "context_length_exceeded", "message": "Too long."}
     assert line["response"]["status_code"] == 400
-    refused = {"message": "Too long.", "type": "invalid_request_error", "param": None, "code": "context_length_exceeded"}
+    refused = {
+        "message": "Too long.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "context_length_exceeded",
+    }
     assert line["response"]["body"] == {"error": refused}
     json.dumps(line)
