@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from jobs.batches import rows_per_step
 from jobs.data import DataReport
+from jobs.generation import memory
 from jobs.model_facts import Linear, ModelFacts
 
 Json = Mapping[str, Any]
@@ -90,7 +91,7 @@ class Facts:
     model: ModelFacts | None = None
     data: DataReport | None = None
     eval_data: DataReport | None = None
-    #: Of an adapter that is trained further.
+    #: Of an adapter that is trained further; of all adapters of a generation together.
     adapter_parameters: int | None = None
 
 
@@ -403,19 +404,53 @@ def _export_bytes(formats: Sequence[str], model: ModelFacts | None, merged_bytes
 def _generate(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
     data, model = facts.data, facts.model
     rows = data.rows if data else None
-    tokens = data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * spec["max_new_tokens"] if data else None
+    tokens = data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * spec["max_new_tokens"] * spec["n"] if data else None
     if model is None or data is None:
         return Estimate(rows=rows, tokens=tokens)
-    parts = _generating_parts(spec, model, data, _width(spec, on_gpu), on_gpu)
+    parts = _generating_parts(spec, facts, model, data, on_gpu)
     return Estimate(rows=rows, tokens=tokens, vram_bytes=sum(parts.values()), parts=parts)
 
 
-def _generating_parts(spec: Json, model: ModelFacts, data: DataReport, width: int, on_gpu: bool) -> dict[Part, int]:
-    context = model.context or math.inf
-    size, length = min(spec["batch_size"], data.rows), int(min(_tokens(data), context))
-    longest = int(min(length + spec["max_new_tokens"], context))
-    sampled = spec["temperature"] > 0
-    return _inference_parts(model, _Batch(size, length, packed=False), longest, width, on_gpu, sampled=sampled)
+def _generating_parts(spec: Json, facts: Facts, model: ModelFacts, data: DataReport, on_gpu: bool) -> dict[Part, int]:
+    """With the `batch_size` that is asked for; where none is, with one sequence at a time: more is taken where there is room."""
+    context, width = model.context or math.inf, _width(spec, on_gpu)
+    prompt = int(min(_tokens(data), context))
+    longest = int(min(prompt + spec["max_new_tokens"], context))
+    sequences = min(spec["batch_size"] or 1, data.rows * spec["n"])
+    step = memory.STEP_TOKENS_ON_GPU if on_gpu else memory.STEP_TOKENS_ON_CPU
+    size = memory.Size(
+        sequences=sequences,
+        pages=sequences * memory.pages_of(longest, memory.PAGE_TOKENS),
+        step_tokens=max(sequences, min(step, sequences * prompt)),
+    )
+    widths = memory.Widths(
+        layers=model.layers,
+        hidden=model.hidden,
+        attention=model.attention,
+        key_value=model.key_value,
+        feed_forward=model.feed_forward,
+        vocabulary=model.vocabulary,
+        width=width,
+    )
+    parts: dict[Part, float] = {
+        "weights": model.stored_bytes if model.quantised else model.parameters * width,
+        # one adapter is merged into them, several lie beside them
+        "adapter": (facts.adapter_parameters or 0) * width if spec["adapters"] else 0,
+    }
+    beside = memory.parts(widths, size, drawn=spec["temperature"] > 0)
+    parts |= {name: beside[name] for name in beside}
+    gaps = GAPS * (parts["activations"] + parts["logits"])
+    parts["overhead"] = (INFERENCE_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
+    return {name: round(size) for name, size in parts.items()}
+
+
+def inference_bytes(
+    model: ModelFacts, size: int, prompt: int, new_tokens: int, dtype: str, *, quantization: str = "none", on_gpu: bool
+) -> int:
+    """What a batch of `size` prompts of so many tokens needs while it is answered. `dtype`: float32, bfloat16 or float16."""
+    batch = _Batch(size, prompt, packed=False)
+    bits = QUANTISED_BYTES[quantization]
+    return sum(_inference_parts(model, batch, prompt + new_tokens, WIDTH[dtype], on_gpu, linear_bytes=bits).values())
 
 
 def _inference_parts(
@@ -444,15 +479,6 @@ def _inference_parts(
     gaps = GAPS * (parts["activations"] + scores) + CACHE_GAPS * parts["kv_cache"]
     parts["overhead"] = (INFERENCE_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
     return {name: round(size) for name, size in parts.items()}
-
-
-def inference_bytes(
-    model: ModelFacts, size: int, prompt: int, new_tokens: int, dtype: str, *, quantization: str = "none", on_gpu: bool
-) -> int:
-    """What a batch of `size` prompts of so many tokens needs while it is answered. `dtype`: float32, bfloat16 or float16."""
-    batch = _Batch(size, prompt, packed=False)
-    bits = QUANTISED_BYTES[quantization]
-    return sum(_inference_parts(model, batch, prompt + new_tokens, WIDTH[dtype], on_gpu, linear_bytes=bits).values())
 
 
 # -- evaluating ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ sequence. The same numbers bound a padded batch, which has less of some and more
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
+
+Part = Literal["kv_cache", "activations", "logits"]
 
 #: More at once make no GPU faster, and no CPU (measured: 32 at once were not faster than 16, and took more memory).
 MOST_ON_GPU, MOST_ON_CPU = 256, 16
@@ -112,20 +115,31 @@ def padded(widths: Widths, room: Room, longest_prompt: int, longest: int, *, dra
 
 def needs(widths: Widths, size: Size, *, drawn: bool) -> int:
     """Bytes beside the weights, for continuous batching."""
+    return sum(parts(widths, size, drawn=drawn).values())
+
+
+def parts(widths: Widths, size: Size, *, drawn: bool) -> dict[Part, int]:
+    """What they are made of."""
     w, cached = widths.width, size.pages * size.page_tokens
     copies = 2 * (widths.key_value if widths.flash else widths.attention) + widths.key_value
-    cache = cached * 2 * widths.layers * widths.key_value * w
     read = (cached + size.step_tokens) * copies * w + cached * 8
     mask = 0 if widths.flash else size.step_tokens * (cached + size.step_tokens) * w
-    layer = (
-        size.step_tokens * w * (4 * widths.hidden + 2 * widths.feed_forward + widths.attention + 2 * widths.key_value)
-    )
-    return cache + read + mask + layer + size.sequences * _scores(widths, drawn=drawn)
+    return {
+        "kv_cache": cached * 2 * widths.layers * widths.key_value * w,
+        "activations": read + mask + _layer(widths, size.step_tokens),
+        "logits": size.sequences * _scores(widths, drawn=drawn),
+    }
 
 
 def pages_of(tokens: int, page_tokens: int) -> int:
     """Pages that hold so many tokens of one sequence, and the one that it grows into."""
     return math.ceil(tokens / page_tokens) + 1
+
+
+def _layer(widths: Widths, tokens: int) -> int:
+    """What one layer holds at once on the way forward."""
+    numbers = 4 * widths.hidden + 2 * widths.feed_forward + widths.attention + 2 * widths.key_value
+    return tokens * widths.width * numbers
 
 
 def _scores(widths: Widths, *, drawn: bool) -> int:
@@ -137,6 +151,5 @@ def _padded_bytes(widths: Widths, rows: int, prompt: int, longest: int, *, drawn
     cache = rows * longest * 2 * widths.layers * widths.key_value * w
     grown = rows * longest * widths.key_value * w  # a layer's keys are copied when a token is added
     repeated = rows * longest * 2 * widths.attention * w
-    layer = rows * prompt * w * (4 * widths.hidden + 2 * widths.feed_forward + widths.attention + 2 * widths.key_value)
     mask = rows * prompt * longest * 3 if rows > 1 else 0
-    return cache + grown + repeated + layer + mask + rows * _scores(widths, drawn=drawn)
+    return cache + grown + repeated + _layer(widths, rows * prompt) + mask + rows * _scores(widths, drawn=drawn)

@@ -231,5 +231,5 @@ def test_a_model_that_cannot_do_it_says_so_and_keeps_what_is_done(
         raise RuntimeError("no paged attention for this model\nand more")
 
     monkeypatch.setattr(type(loaded.model), "forward", refusing)
-    with pytest.raises(Unsupported, match="^no paged attention for this model$"):
+    with pytest.raises(Unsupported, match=r"^no paged attention for this model$"):
         answered(Continuous(run, loaded, drawing, replace(SMALL, sequences=2)), ask())
