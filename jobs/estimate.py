@@ -439,6 +439,7 @@ def _generating_parts(spec: Json, facts: Facts, model: ModelFacts, data: DataRep
     }
     beside = memory.parts(widths, size, drawn=spec["temperature"] > 0)
     parts |= {name: beside[name] for name in beside}
+    parts = {name: size / spec["gpus"] for name, size in parts.items()}  # vLLM spreads every layer over them
     gaps = GAPS * (parts["activations"] + parts["logits"])
     parts["overhead"] = (INFERENCE_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
     return {name: round(size) for name, size in parts.items()}
