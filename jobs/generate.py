@@ -150,7 +150,7 @@ class Transformers:
         self._adapted = weights.put_on(model, {name: place for name, place in adapters.items() if place})
         self._loaded = Loaded(model=model, tokenizer=tokenizer, device=device.name, ends=ends)
         self._drawing = Drawing(ends, lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)))
-        self._widths = _widths(config, device)
+        self._widths = widths_of(config, device)
         self._padded = False
         self.name = f"transformers {transformers.__version__}"
 
@@ -218,7 +218,8 @@ def _is_drawn(requests: Sequence[Request]) -> bool:
     return not all(request.sampling.is_plain for request in requests)
 
 
-def _widths(config: Any, device: weights.Device) -> Widths:
+def widths_of(config: Any, device: weights.Device) -> Widths:
+    """The numbers of a model that memory depends on, from its configuration."""
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
     head = int(getattr(text, "head_dim", None) or text.hidden_size // heads)

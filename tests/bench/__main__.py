@@ -20,6 +20,7 @@ from checking import checking
 from closing import closing
 from commands import cli
 from figures import Figures
+from generation import generation
 from many import batch, drain
 from morning import page, phone
 from nights import nights
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "warm": warm,
     "training": training,
     "preflight": checking,
+    "generation": generation,
     "drain": drain,
     "batch": batch,
     "idle": idle,
