@@ -32,6 +32,7 @@ from jobs.spec import (  # fmt: skip
     ExportSpec,
     FieldError,
     FinetuneSpec,
+    GenerateSpec,
     InvalidSpec,
     Spec,
     WithModel,

@@ -461,15 +461,13 @@ def _inference_parts(
     width: int,
     on_gpu: bool,
     *,
-    sampled: bool = False,
     linear_bytes: float | None = None,
 ) -> dict[Part, int]:
     """`longest`: tokens of a prompt with its answer. `linear_bytes`: of a quantised weight."""
     cache = prompt.size * longest * 2 * model.layers * model.key_value * width
     grown = cache / model.layers / 2  # a layer's keys are copied when a token is added
     repeated = prompt.tokens * 2 * model.attention * width  # keys and values for every query head, behind a mask
-    # the last token's scores in the compute dtype and float32; sampling sorts them and keeps their places
-    scores = prompt.size * model.vocabulary * (32 if sampled else 12)
+    scores = prompt.size * model.vocabulary * 12  # the last token's, in the compute dtype and float32
     unpacked = 0 if linear_bytes is None else width * model.hidden * max(model.feed_forward, model.attention)
     parts: dict[Part, float] = {
         "weights": _weights(model, Method(linear_bytes=linear_bytes), width),
