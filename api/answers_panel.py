@@ -68,7 +68,8 @@ def _shown(value: Mapping[str, Any]) -> Shown:
     error = value.get("error")
     message = error.get("message") if isinstance(error, Mapping) else error
     name = str(value.get("custom_id", value.get("id", "")))
-    if adapter := value.get("adapter"):
+    # in OpenAI's shape the line's own id says which of several adapters it was
+    if adapter := value.get("adapter") or str(value.get("id", "")).partition("/")[2]:
         name = f"{name} · {adapter}"
     return Shown(_text(name), _text(_asked(value)), _text(_said(value)), _text(message) if error else "")
 

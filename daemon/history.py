@@ -24,14 +24,15 @@ OVERRUN_BASE, OVERRUN_GROWTH = 0.05, 0.5
 NO_MATTER = frozenset({
     "name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "vram_gib", "seed", "retries", "notify", "preflight",
     "trackers",
-    "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type", "temperature", "top_p", "secrets", "logging_steps",
+    "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type", "temperature", "top_p", "top_k", "min_p",
+    "repetition_penalty", "output_format", "secrets", "logging_steps",
     "lr_scheduler_kwargs", "warmup_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "beta", "desirable_weight",
     "undesirable_weight", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
 })  # fmt: skip
 #: Fields that decide what one step costs.
 STEP_FIELDS = (
     "method", "objective", "optim", "pure_bf16", "effective_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing", "gradient_checkpointing",
-    "batch_size", "max_new_tokens", "dtype", "tasks", "num_fewshot", "batch_sizes", "prompt_lengths", "new_tokens", "dtypes", "quantizations", "repeats",
+    "batch_size", "max_new_tokens", "n", "engine", "dtype", "tasks", "num_fewshot", "batch_sizes", "prompt_lengths", "new_tokens", "dtypes", "quantizations", "repeats",
 )  # fmt: skip
 
 #: Kinds that go on until the GPU is full: their peak tells its size, not their need.

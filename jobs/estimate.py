@@ -403,8 +403,9 @@ def _export_bytes(formats: Sequence[str], model: ModelFacts | None, merged_bytes
 
 def _generate(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
     data, model = facts.data, facts.model
-    rows = data.rows if data else None
-    tokens = data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * spec["max_new_tokens"] * spec["n"] if data else None
+    each = max(1, len(spec["adapters"]))  # every row is answered by each, unless it names one
+    rows = data.rows * each if data else None
+    tokens = each * (data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * spec["max_new_tokens"] * spec["n"]) if data else None  # fmt: skip
     if model is None or data is None:
         return Estimate(rows=rows, tokens=tokens)
     parts = _generating_parts(spec, facts, model, data, on_gpu)

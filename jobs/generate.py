@@ -152,7 +152,11 @@ class Transformers:
         self._drawing = Drawing(ends, lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)))
         self._widths = widths_of(config, device)
         self._padded = False
-        self.name = f"transformers {transformers.__version__}"
+
+    @property
+    def name(self) -> str:
+        way = "padded batches" if self._padded else "continuous batching"
+        return f"transformers {transformers.__version__}, {way}"
 
     def answer(self, requests: Sequence[Request], deliver: Deliver) -> None:
         for adapter in dict.fromkeys(request.adapter for request in requests):

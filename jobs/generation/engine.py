@@ -23,7 +23,10 @@ class Unsupported(Exception):
 class Engine(Protocol):
     """Answers requests. Raises Interrupted when the run is asked to stop, JobError, Unsupported."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """With its version, for the result."""
+        ...
 
     def answer(self, requests: Sequence[Request], deliver: Deliver) -> None:
         """Every request, in the engine's own order; each is delivered once, when all of its samples are there."""

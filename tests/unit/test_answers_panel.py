@@ -26,13 +26,13 @@ def job(kind: str = "generate", metrics: dict[str, Any] | None = None) -> Job:
 def test_what_was_asked_and_said_stands_there(tmp_path: Path) -> None:
     chat = {"id": 0, "messages": [{"role": "user", "content": "Where?"}], "text": "Here.\nThere.", "adapter": "formal"}
     body = {"choices": [{"message": {"content": "Yes."}}]}
-    batch = {"custom_id": "q1", "response": {"body": body}, "error": None}
+    batch = {"id": "batch_req_1/short", "custom_id": "q1", "response": {"body": body}, "error": None}
     failed = {"id": "q2", "prompt": "Why?", "text": "", "error": {"code": "x", "message": "Too long."}}
     found = answers(folder_with(tmp_path, chat, batch, failed, "{torn"), job())
     assert found is not None
     one, two, three = found.rows
     assert (one.name, one.asked, one.said) == ("0 · formal", "Where?", "Here.\nThere.")
-    assert (two.name, two.asked, two.said, two.error) == ("q1", "", "Yes.", "")
+    assert (two.name, two.asked, two.said, two.error) == ("q1 · short", "", "Yes.", "")
     assert (three.asked, three.error) == ("Why?", "Too long.")
     assert found.errors == "1 row without an answer"
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from api.job_panel import command
 from jobs.data import InvalidData, Reading, check, convert
 from jobs.generation import sampling
 from jobs.generation.sampling import Sampling, keys, of_body, of_row
+from jobs.model import Job
 from jobs.pipeline import PROVISIONAL, linked, numbered
 from jobs.spec import InvalidSpec, dump, parse
 
@@ -165,3 +167,10 @@ def test_draws_belong_to_their_place_or_to_the_seed_of_the_request() -> None:
     seeded = {of_body(each, {"seed": 5}).stream for each in (one, other)}
     assert len(seeded) == 1
     assert 0 <= one.seed_of(0) < 2**31
+
+
+def test_the_command_of_a_jobs_page_repeats_its_adapters() -> None:
+    spec = dump(parse({**PLAIN, "adapters": {"short": "job:3", "plain": ""}, "stop": ["a, b"]}))
+    repeat = command(Job(id="1", kind="generate", name="n", spec=spec, created_at=0.0, rank=0.0))
+    assert "--adapters short=job:3 --adapters plain=" in repeat
+    assert "--stop 'a, b'" in repeat
