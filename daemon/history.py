@@ -25,7 +25,7 @@ NO_MATTER = frozenset({
     "name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "vram_gib", "seed", "retries", "notify", "preflight",
     "trackers",
     "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type", "temperature", "top_p", "top_k", "min_p",
-    "repetition_penalty", "output_format", "secrets", "logging_steps",
+    "repetition_penalty", "output_format", "bad_rows", "secrets", "logging_steps",
     "lr_scheduler_kwargs", "warmup_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "beta", "desirable_weight",
     "undesirable_weight", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
 })  # fmt: skip

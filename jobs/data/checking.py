@@ -79,7 +79,7 @@ class _Check:
                 self.wrong += 1
                 if len(self.errors) < TOLD:
                     self.errors.append(RowError(line, str(error)))
-        if self.errors:
+        if self.errors and not (self.reading.tolerant and self.rows):
             raise InvalidData.of(self.path, self.errors, self.wrong, unit_of(self.path))
         if self.first is None:
             raise InvalidData(self.path, None, "the file has no rows")
@@ -91,8 +91,18 @@ class _Check:
             longest_bytes=self.longest_bytes,
             format=format_of(self.path),
             source=self.first.source,
-            conversions=tuple(_counted(note, count, self.rows) for note, count in self.notes.items()),
+            conversions=(*self._conversions(), *self._tolerated()),
         )
+
+    def _conversions(self) -> Iterator[str]:
+        return (_counted(note, count, self.rows) for note, count in self.notes.items())
+
+    def _tolerated(self) -> Iterator[str]:
+        """The rows that will have an error in place of an answer."""
+        for error in self.errors:
+            yield f"{unit_of(self.path)} {error.line} will have an error: {error.message}"
+        if (more := self.wrong - len(self.errors)) > 0:
+            yield f"… and {more} more"
 
     def _take(self, row: Row) -> None:
         found = convert(row, self.reading)

@@ -49,17 +49,21 @@ class Converted:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a job reads its rows. `fields`: a file's own names of columns, and the known ones that they are read as."""
+    """How a job reads its rows. `fields`: a file's own names of columns, and the known ones that they are read as.
+
+    `tolerant`: rows that are wrong are reported by the job itself, and are no reason to refuse the file.
+    """
 
     objective: str = "sft"
     fields: tuple[tuple[str, str], ...] = ()
+    tolerant: bool = False
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Reading":
         """As a job document says."""
         fields = tuple(sorted((document.get("data_fields") or {}).items()))
         if document.get("kind") == "generate":
-            return cls("generate", fields)
+            return cls("generate", fields, document.get("bad_rows") == "report")
         return cls(str(document.get("objective") or "sft"), fields)
 
     def named(self, row: Row) -> Row:

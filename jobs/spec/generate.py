@@ -22,6 +22,7 @@ class GenerateSpec(ModelSpec, PreflightSpec):
     data_fields: DataFields = Field({}, description="The file's own names of columns: question=prompt.")
     chat_template: Text | None = Field(None, description="A Jinja file to use in place of the model's own template.")
     adapters: dict[AdapterName, Text] = Field({}, max_length=32, description='Several adapters by name, each job:N or an allowed path, "" for the model itself: every row is answered by each, or by the one that its field `adapter` names.')  # fmt: skip
+    bad_rows: Literal["refuse", "report"] = Field("refuse", description="Rows that are wrong in themselves: refuse the job when it is submitted, or report them in their answers and go on.")  # fmt: skip
     engine: Literal["auto", "transformers", "vllm"] = Field("auto", description="auto: vLLM where the rig has it and there are more than 500 rows.")  # fmt: skip
     output_format: Literal["auto", "jsonl", "openai"] = Field("auto", description="auto: openai for OpenAI batch lines, else jsonl.")  # fmt: skip
     max_new_tokens: PositiveInt = Field(256, le=1_048_576)

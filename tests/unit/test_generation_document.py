@@ -174,3 +174,19 @@ def test_the_command_of_a_jobs_page_repeats_its_adapters() -> None:
     repeat = command(Job(id="1", kind="generate", name="n", spec=spec, created_at=0.0, rank=0.0))
     assert "--adapters short=job:3 --adapters plain=" in repeat
     assert "--stop 'a, b'" in repeat
+
+
+def test_bad_rows_are_refused_or_left_to_the_job(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "Where?"}\n{torn\n{"prompt": ""}\n')
+    with pytest.raises(InvalidData, match="line 2: not valid JSON"):
+        check(path, Reading.of(PLAIN))
+    report = check(path, Reading.of({**PLAIN, "bad_rows": "report"}))
+    assert report.rows == 1
+    assert [note.partition(":")[0] for note in report.conversions] == [
+        "line 2 will have an error",
+        "line 3 will have an error",
+    ]
+    path.write_text('{"prompt": ""}\n')
+    with pytest.raises(InvalidData, match="`prompt` is empty"):
+        check(path, Reading.of({**PLAIN, "bad_rows": "report"}))
