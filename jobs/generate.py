@@ -235,7 +235,7 @@ def widths_of(config: Any, device: weights.Device) -> Widths:
         feed_forward=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
         vocabulary=int(text.vocab_size),
         width=4 if device.dtype == "float32" else 2,
-        flash=has_flash_attention(),
+        flash=device.dtype != "float32" and has_flash_attention(),
     )
 
 

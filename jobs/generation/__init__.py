@@ -8,5 +8,5 @@ memory        how many sequences go through the model at once, from free memory
 drawing       the next token of each sequence; the same draw in whatever company (torch)
 batches       engine: longest first, padded (torch)
 continuous    engine: transformers' continuous batching (torch)
-vllm_engine   engine: vLLM in its own environment; vllm_driver runs there
+vllm_engine   engine: vLLM in its own environment; jobs.vllm_driver runs there
 """

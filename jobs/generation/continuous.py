@@ -22,7 +22,7 @@ from jobs.causes import is_out_of_memory
 from jobs.generation.answers import Sample
 from jobs.generation.drawing import Draw, Drawing
 from jobs.generation.engine import Deliver, Gathering, Loaded, Sequel, Unsupported
-from jobs.generation.memory import Size
+from jobs.generation.memory import PAGE_TOKENS_FLASH, Size
 from jobs.generation.requests import Problem, Request
 from jobs.log import say
 from jobs.run import Interrupted, Run
@@ -36,7 +36,7 @@ WRITE_EVERY_S, WRITE_AT = 1.0, 64
 
 
 def has_flash_attention() -> bool:
-    """Whether attention can read pages as they lie. Without it every step's attention looks at the whole cache."""
+    """Whether attention can read pages as they lie, in 16 bits. Without it every step's attention looks at the whole cache."""
     return torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
 
 
@@ -85,7 +85,7 @@ class Continuous:
             num_blocks=self._size.pages,
             max_batch_tokens=self._size.step_tokens,
             max_requests_per_batch=self._size.sequences,
-            auto_switch_to_flash=has_flash_attention(),
+            auto_switch_to_flash=self._size.page_tokens == PAGE_TOKENS_FLASH,
             # what draws must see each token before the next one
             **({} if plain else {"use_cuda_graph": False, "use_async_batching": False}),
         )
@@ -131,7 +131,7 @@ class _Feeding:
                         break
         finally:
             self._write()
-        if asked_at is not None:
+        if asked_at is not None and (self._there or next(self._waiting, None) is not None):
             raise Interrupted
 
     def _feed(self) -> None:
