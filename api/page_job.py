@@ -12,7 +12,17 @@ import redis
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from api import acts, answers_panel, benchmark_panel, evaluation_panel, job_panel, job_story, page, panels, preview_panel
+from api import (
+    acts,
+    answers_panel,
+    benchmark_panel,
+    evaluation_panel,
+    job_panel,
+    job_story,
+    page,
+    panels,
+    preview_panel,
+)
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.glance import glance

@@ -14,7 +14,7 @@ from jobs.estimate import VRAM_RESERVE_BYTES, Estimate, Facts, Outlook, Part, es
 from jobs.fitting import Change, what_fits
 from jobs.known_models import known_model
 from jobs.model_facts import ModelFacts
-from jobs.spec import CommandSpec, EvaluateSpec, ExportSpec, FieldError, FinetuneSpec, GenerateSpec, Spec, dump
+from jobs.spec import CommandSpec, EvaluateSpec, ExportSpec, FieldError, FinetuneSpec, Spec, dump
 
 GIB = 2**30
 
@@ -148,8 +148,6 @@ def largest(memories: Sequence[Sequence[int]], gpus: int) -> int | None:
 def _need(spec: Spec, made: Estimate, learned: Learned) -> tuple[int | None, Source | None]:
     if spec.vram_gib is not None:
         return round(spec.vram_gib * GIB), "declared"
-    if isinstance(spec, GenerateSpec) and spec.batch_size is None and made.vram_bytes is not None:
-        return made.vram_bytes, "estimated"  # earlier runs took what there was, and needed less
     if (known := learned(spec)) is not None:
         return known, "learned"
     return (made.vram_bytes, "estimated") if made.vram_bytes is not None else (None, None)

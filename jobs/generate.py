@@ -84,7 +84,8 @@ def _preflight(run: Run, engine: Engine, requests: Sequence[Request], results: R
         problem = requests[0].problem
         raise JobError(Cause.BAD_INPUT, f"No prompt could be answered. The first: {problem.message if problem else ''}")
     first = answerable[: run.order.spec["batch_size"] or PREFLIGHT_ROWS]
-    seconds, said = {"loading": time.monotonic() - run.began}, []
+    seconds = {"loading": time.monotonic() - run.began}
+    said: list[str] = []
 
     def deliver(answers: Sequence[Answer]) -> None:
         results.append(answers)
