@@ -64,7 +64,7 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
         model=model if isinstance(model, ModelFacts) else None,
         data=reports.get("data"),
         eval_data=reports.get("eval_data"),
-        adapter_parameters=known_files.adapter_parameters(Path(paths["adapter"])) if "adapter" in paths else None,
+        adapter_parameters=_adapter_parameters(paths),
     )
     if isinstance(model, str):
         return facts, model
@@ -77,6 +77,13 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
         )
     needs_data = "data" in type(spec).model_fields
     return facts, "its data is another job's result that is still to come" if needs_data and facts.data is None else ""
+
+
+def _adapter_parameters(paths: Mapping[str, str]) -> int | None:
+    """Of the job's adapter, or of several together; None when there is none whose size is known."""
+    places = [Path(place) for name, place in paths.items() if name == "adapter" or name.startswith("adapters.")]
+    known = [size for place in places if (size := known_files.adapter_parameters(place)) is not None]
+    return sum(known) if known else None
 
 
 def judge(
@@ -178,7 +185,7 @@ def _field(spec: Spec, fit: Fit) -> str:
         return "vram_gib"
     if not fit.changes:
         return "model"
-    return "per_device_train_batch_size" if isinstance(spec, FinetuneSpec) else "batch_size"
+    return "per_device_train_batch_size" if isinstance(spec, FinetuneSpec) else next(iter(fit.changes[0].fields))
 
 
 def _advice(spec: Spec, fit: Fit) -> list[str]:

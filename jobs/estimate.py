@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from jobs import batches, parallel
 from jobs.data import DataReport
+from jobs.generation import memory
 from jobs.model_facts import Linear, ModelFacts
 
 Json = Mapping[str, Any]
@@ -92,7 +93,7 @@ class Facts:
     model: ModelFacts | None = None
     data: DataReport | None = None
     eval_data: DataReport | None = None
-    #: Of an adapter that is trained further.
+    #: Of an adapter that is trained further; of all adapters of a generation together.
     adapter_parameters: int | None = None
 
 
@@ -433,46 +434,45 @@ def _export_bytes(formats: Sequence[str], model: ModelFacts | None, merged_bytes
 
 def _generate(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
     data, model = facts.data, facts.model
-    rows = data.rows if data else None
-    tokens = data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * spec["max_new_tokens"] if data else None
+    each = max(1, len(spec["adapters"]))  # every row is answered by each, unless it names one
+    rows = data.rows * each if data else None
+    tokens = each * (data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * spec["max_new_tokens"] * spec["n"]) if data else None  # fmt: skip
     if model is None or data is None:
         return Estimate(rows=rows, tokens=tokens)
-    parts = _generating_parts(spec, model, data, _width(spec, on_gpu), on_gpu)
+    parts = _generating_parts(spec, facts, model, data, on_gpu)
     return Estimate(rows=rows, tokens=tokens, vram_bytes=sum(parts.values()), parts=parts)
 
 
-def _generating_parts(spec: Json, model: ModelFacts, data: DataReport, width: int, on_gpu: bool) -> dict[Part, int]:
-    context = model.context or math.inf
-    size, length = min(spec["batch_size"], data.rows), int(min(_tokens(data), context))
-    longest = int(min(length + spec["max_new_tokens"], context))
-    sampled = spec["temperature"] > 0
-    return _inference_parts(model, _Batch(size, length, packed=False), longest, width, on_gpu, sampled=sampled)
-
-
-def _inference_parts(
-    model: ModelFacts,
-    prompt: _Batch,
-    longest: int,
-    width: int,
-    on_gpu: bool,
-    *,
-    sampled: bool = False,
-    linear_bytes: float | None = None,
-) -> dict[Part, int]:
-    """`longest`: tokens of a prompt with its answer. `linear_bytes`: of a quantised weight."""
-    cache = prompt.size * longest * 2 * model.layers * model.key_value * width
-    grown = cache / model.layers / 2  # a layer's keys are copied when a token is added
-    repeated = prompt.tokens * 2 * model.attention * width  # keys and values for every query head, behind a mask
-    # the last token's scores in the compute dtype and float32; sampling sorts them and keeps their places
-    scores = prompt.size * model.vocabulary * (32 if sampled else 12)
-    unpacked = 0 if linear_bytes is None else width * model.hidden * max(model.feed_forward, model.attention)
+def _generating_parts(spec: Json, facts: Facts, model: ModelFacts, data: DataReport, on_gpu: bool) -> dict[Part, int]:
+    """With the `batch_size` that is asked for; where none is, with one sequence at a time: more is taken where there is room."""
+    context, width = model.context or math.inf, _width(spec, on_gpu)
+    prompt = int(min(_tokens(data), context))
+    longest = int(min(prompt + spec["max_new_tokens"], context))
+    sequences = min(spec["batch_size"] or 1, data.rows * spec["n"])
+    step = memory.STEP_TOKENS_ON_GPU if on_gpu else memory.STEP_TOKENS_ON_CPU
+    size = memory.Size(
+        sequences=sequences,
+        pages=sequences * memory.pages_of(longest, memory.PAGE_TOKENS),
+        step_tokens=max(sequences, min(step, sequences * prompt)),
+    )
+    widths = memory.Widths(
+        layers=model.layers,
+        hidden=model.hidden,
+        attention=model.attention,
+        key_value=model.key_value,
+        feed_forward=model.feed_forward,
+        vocabulary=model.vocabulary,
+        width=width,
+    )
     parts: dict[Part, float] = {
-        "weights": _weights(model, Method(linear_bytes=linear_bytes), width),
-        "kv_cache": cache + grown,
-        "activations": _forward(model, prompt, width) + repeated + prompt.mask_elements * 3 + unpacked,
-        "logits": scores,
+        "weights": model.stored_bytes if model.quantised else model.parameters * width,
+        # one adapter is merged into them, several lie beside them
+        "adapter": (facts.adapter_parameters or 0) * width if spec["adapters"] else 0,
     }
-    gaps = GAPS * (parts["activations"] + scores) + CACHE_GAPS * parts["kv_cache"]
+    beside = memory.parts(widths, size, drawn=spec["temperature"] > 0)
+    parts |= {name: beside[name] for name in beside}
+    parts = {name: size / spec["gpus"] for name, size in parts.items()}  # vLLM spreads every layer over them
+    gaps = GAPS * (parts["activations"] + parts["logits"])
     parts["overhead"] = (INFERENCE_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
     return {name: round(size) for name, size in parts.items()}
 
@@ -484,6 +484,32 @@ def inference_bytes(
     batch = _Batch(size, prompt, packed=False)
     bits = QUANTISED_BYTES[quantization]
     return sum(_inference_parts(model, batch, prompt + new_tokens, WIDTH[dtype], on_gpu, linear_bytes=bits).values())
+
+
+def _inference_parts(
+    model: ModelFacts,
+    prompt: _Batch,
+    longest: int,
+    width: int,
+    on_gpu: bool,
+    *,
+    linear_bytes: float | None = None,
+) -> dict[Part, int]:
+    """`longest`: tokens of a prompt with its answer. `linear_bytes`: of a quantised weight."""
+    cache = prompt.size * longest * 2 * model.layers * model.key_value * width
+    grown = cache / model.layers / 2  # a layer's keys are copied when a token is added
+    repeated = prompt.tokens * 2 * model.attention * width  # keys and values for every query head, behind a mask
+    scores = prompt.size * model.vocabulary * 12  # the last token's, in the compute dtype and float32
+    unpacked = 0 if linear_bytes is None else width * model.hidden * max(model.feed_forward, model.attention)
+    parts: dict[Part, float] = {
+        "weights": _weights(model, Method(linear_bytes=linear_bytes), width),
+        "kv_cache": cache + grown,
+        "activations": _forward(model, prompt, width) + repeated + prompt.mask_elements * 3 + unpacked,
+        "logits": scores,
+    }
+    gaps = GAPS * (parts["activations"] + scores) + CACHE_GAPS * parts["kv_cache"]
+    parts["overhead"] = (INFERENCE_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
+    return {name: round(size) for name, size in parts.items()}
 
 
 # -- evaluating ---------------------------------------------------------------------------------------------------------

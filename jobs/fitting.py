@@ -131,11 +131,12 @@ def _sparing_methods(spec: Json, facts: Facts) -> Iterator[Json]:
 
 
 def _generations(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
-    fewer: list[Json] = [{"batch_size": size} for size in range(1, spec["batch_size"])]
+    asked = spec["batch_size"] or 1
+    fewer: list[Json] = [{"batch_size": size} for size in range(1, asked)]
     if found := _most(spec, facts, room_bytes, fewer):
         yield found
         return
-    alone = {"batch_size": 1} if spec["batch_size"] > 1 else {}
+    alone = {"batch_size": 1} if asked > 1 else {}
     shorter: list[Json] = [
         {**alone, "max_new_tokens": count} for count in range(SHORTEST_ANSWER, spec["max_new_tokens"], ANSWER_STEP)
     ]

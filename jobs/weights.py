@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Sources:
     model: str
     revision: str | None = None
     adapter: str | None = None
+    #: Several by their names; "" for the model itself.
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_local(self) -> bool:
@@ -50,10 +52,11 @@ def sources(order: Order) -> Sources:
     """The model and adapter of these orders."""
     model = order.paths.get("model") or str(order.spec["model"])
     adapter = order.paths.get("adapter")
+    adapters = {name: order.paths.get(f"adapters.{name}", "") for name in order.spec.get("adapters") or ()}
     if model.startswith("/"):
-        return Sources(model=model, adapter=adapter)
+        return Sources(model=model, adapter=adapter, adapters=adapters)
     name, _, revision = model.partition("@")
-    return Sources(model=name, revision=revision or None, adapter=adapter)
+    return Sources(model=name, revision=revision or None, adapter=adapter, adapters=adapters)
 
 
 def folder(order: Order) -> Path:
@@ -140,6 +143,17 @@ def load_config(order: Order) -> Any:
         raise unusable from error
 
 
+def load_generation_config(order: Order) -> Any:
+    """What the model's folder says about generating; nothing where it does not."""
+    from transformers import GenerationConfig
+
+    source = sources(order)
+    try:
+        return GenerationConfig.from_pretrained(source.model, revision=source.revision)
+    except OSError:  # many models have no such file
+        return GenerationConfig()
+
+
 def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", quantization: Any = None) -> Any:
     """The model on its device, with its adapter. To generate, the adapter is merged into the weights.
 
@@ -202,19 +216,45 @@ def _device_map(to: Device, quantization: Any) -> Any:
     return {"": to.name} if quantization is not None else None
 
 
-def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
-    from peft import PeftModel
+def put_on(model: Any, adapters: Mapping[str, str]) -> Any:
+    """The model with several adapters beside its weights, by their names: none is merged, and one at a time is switched on."""
+    adapted = model
+    for name, place in adapters.items():
+        folder = _checked_adapter(Path(place), name)
+        try:
+            if adapted is model:
+                adapted = _peft_model(model, folder, adapter_name=name)
+            else:
+                adapted.load_adapter(str(folder), adapter_name=name)
+        except Exception as error:  # as above
+            if (unusable := _unusable(error, f"The adapter {name}", local=True)) is None:
+                raise
+            raise unusable from error
+    return adapted.eval()
 
-    if not (adapter / ADAPTER_WEIGHTS).is_file() or not (adapter / ADAPTER_CONFIG).is_file():
-        hint = "Only adapters saved as safetensors are loaded."
-        raise JobError(Cause.BAD_INPUT, f"The adapter has no {ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}.", hint)
+
+def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
+    folder = _checked_adapter(adapter)
     try:
-        adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        adapted = _peft_model(model, folder, is_trainable=trainable)
     except Exception as error:  # as above
         if (unusable := _unusable(error, "The adapter", local=True)) is None:
             raise
         raise unusable from error
     return adapted if trainable else adapted.merge_and_unload()
+
+
+def _peft_model(model: Any, folder: Path, **options: Any) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder), **options)
+
+
+def _checked_adapter(folder: Path, name: str = "") -> Path:
+    if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        which, hint = f"The adapter {name}".rstrip(), "Only adapters saved as safetensors are loaded."
+        raise JobError(Cause.BAD_INPUT, f"{which} has no {ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}.", hint)
+    return folder
 
 
 def remote_code(order: Order) -> bool:

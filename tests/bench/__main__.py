@@ -20,6 +20,7 @@ from checking import checking
 from closing import closing
 from commands import cli
 from figures import Figures
+from generation import generation
 from many import batch, drain
 from measuring import measuring
 from morning import page, phone
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "training": training,
     "preflight": checking,
     "measuring": measuring,
+    "generation": generation,
     "drain": drain,
     "batch": batch,
     "idle": idle,
