@@ -118,7 +118,6 @@ def examine(
     checks: list[tuple[str, Callable[[], None]]] = [
         ("gpus", partial(_gpus, spec, slots)),
         ("after", partial(_after, spec.after, known)),
-        ("preflight", partial(_preflight, spec)),
     ]
     if isinstance(spec, CommandSpec):
         checks += [
@@ -176,11 +175,6 @@ def _gpus(spec: Spec, there: int) -> None:
         raise Refused(f"this rig has {there} GPU{'s' if there > 1 else ''}, the job asks for {spec.gpus}")
     if spec.gpus > 1 and spec.kind in RECIPES and not isinstance(spec, FinetuneSpec):
         raise Refused(f"a {spec.kind} job uses one GPU; several are for fine-tunes and commands")
-
-
-def _preflight(spec: Spec) -> None:
-    if spec.gpus > 1 and getattr(spec, "preflight", False) is True:
-        raise Refused("a job on several GPUs has none yet: leave it out")
 
 
 def _after(dependencies: Sequence[str], known: Mapping[str, Job]) -> None:
