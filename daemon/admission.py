@@ -119,7 +119,6 @@ def examine(
     checks: list[tuple[str, Callable[[], None]]] = [
         ("gpus", partial(_gpus, spec, slots)),
         ("after", partial(_after, spec.after, known)),
-        ("preflight", partial(_preflight, spec)),
     ]
     if isinstance(spec, CommandSpec):
         checks += [
@@ -180,11 +179,6 @@ def _gpus(spec: Spec, there: int) -> None:
             raise Refused('a generation uses one GPU; with engine = "vllm" it spreads a model over several')
     elif spec.gpus > 1 and spec.kind in RECIPES and not isinstance(spec, FinetuneSpec):
         raise Refused(f"a {spec.kind} job uses one GPU; several are for fine-tunes and commands")
-
-
-def _preflight(spec: Spec) -> None:
-    if spec.gpus > 1 and getattr(spec, "preflight", False) is True:
-        raise Refused("a job on several GPUs has none yet: leave it out")
 
 
 def _after(dependencies: Sequence[str], known: Mapping[str, Job]) -> None:

@@ -19,7 +19,7 @@ GPU_FLOPS_PER_S, CPU_FLOPS_PER_S = 35e12, 5e10
 
 def is_wanted(job: Job, history: History, *, over_s: float, on_gpu: bool) -> bool:
     """Whether a job that comes into the queue is to be checked first: as it says, or, with auto, as it is long and new."""
-    asked = job.spec.get("preflight", False) if job.gpus == 1 else False
+    asked = job.spec.get("preflight", False)
     if asked != "auto":
         return bool(asked)
     if job.kind != "finetune" or history.has_run(job):

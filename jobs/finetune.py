@@ -410,13 +410,14 @@ def _preflight(
     recorder = trainer.recorder
     recorder.plan = replace(recorder.plan, evaluates=False, keeps_best=False)
     _stop_if_asked(run)
-    _check_space(run, trainer.model)
+    if run.ranks.is_first:
+        _check_space(run, trainer.model)
     watch.seconds["loading"] = time.monotonic() - run.began
     with watch.time("longest"):
         trainer.train()
     memory = preflight.peak(device)
     _stop_if_asked(run)
-    checkpoint = preflight.read_back(run)
+    checkpoint = run.ranks.decide(lambda: preflight.read_back(run))
     trainer.args.max_steps = preflight.STEPS
     recorder.plan = replace(recorder.plan, total=preflight.STEPS, saves_last=False)
     _train(trainer, checkpoint)
@@ -426,11 +427,15 @@ def _preflight(
             _evaluate(trainer)
     run.phase("generating")
     sample = preflight.sample(trainer, tokenizer, few.dataset[0])
+    learned = trainer.learned()
+    if not run.ranks.is_first:
+        return {}
     run.phase("saving")
     with watch.time("result"):
         step = trainer.state.global_step
         metrics = _metrics(run, rows, None, step, recorder)
-        _leave_result(run, trainer.model, None, tokenizer, device, _card(run, rows, eval_rows, metrics, meter), metrics)
+        card = _card(run, rows, eval_rows, metrics, meter)
+        _leave_result(run, trainer.model, learned, tokenizer, device, card, metrics)
     longest_s, usual_s = recorder.times[-2:]
     watch.seconds["checkpoint"] = watch.seconds["longest"] - sum(recorder.times[:-1])
     watch.seconds["step"] = min(longest_s, usual_s)  # usual rows are not slower: more is noise

@@ -136,9 +136,10 @@ def _prompt(row: Mapping[str, Any]) -> list[int]:
 
 
 def peak(device: Any) -> dict[str, float]:
-    """The most memory so far, bytes: of the GPU by torch's own count and a context, or of the process on a CPU."""
+    """The most memory so far, bytes: of the fullest GPU by torch's own count and a context, or of the process on a CPU."""
     if device.is_gpu:
-        return {"peak_vram_bytes": float(torch.cuda.max_memory_reserved() + CONTEXT_BYTES)}
+        most = max(map(torch.cuda.max_memory_reserved, range(torch.cuda.device_count())))
+        return {"peak_vram_bytes": float(most + CONTEXT_BYTES)}
     return {
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     }  # Linux counts KiB: getrusage(2)

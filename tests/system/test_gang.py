@@ -152,3 +152,14 @@ def test_a_model_that_is_split_learns_the_same_and_its_resume_is_bit_for_bit(
     weights = [(RunDir(path).model / "model.safetensors") for path in (whole, split, killed)]
     assert weights[1].read_bytes() == weights[2].read_bytes()
     assert weights[1].stat().st_size == weights[0].stat().st_size
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_preflight_is_taken_by_both_and_told_by_one(tmp_path: Path, tiny_model: Path, data: Path, way: str) -> None:
+    folder = run_folder(tmp_path, document(parallel=way, lora={}), {"model": tiny_model, "data": data}, preflight=True)
+    assert ended(start(folder, as_gpus=way == "fsdp")) == 0, log(folder)
+    assert f"by {way} in float32" in log(folder)
+    told = result(folder)
+    assert (told["end"], told["learned"]["steps"]) == ("checked", STEPS)
+    assert told["learned"]["expected_s"] > 0 and "goes aside" in log(folder)
+    assert not curve(folder) and not list(folder.output.iterdir()) and not folder.rank_results.exists()
