@@ -388,3 +388,17 @@ def test_the_python_client_moves_and_edits(shell: Shell) -> None:
         with pytest.raises(ApiProblem) as refused:
             client.edit(first, {"name": "b"}, revision=seen)
         assert refused.value.status == 412
+
+
+def test_a_list_is_narrowed_down_by_cause_sweep_and_time(shell: Shell) -> None:
+    failed, _ = shell.put(2, tags=["narrow"])
+    shell.end(failed)
+
+    def listed(*args: str) -> list[str]:
+        return [job["id"] for job in json.loads(shell.ok("ls", "--json", "--tag", "narrow", *args).stdout)["jobs"]]
+
+    assert len(listed()) == 2
+    assert listed("--cause", "user_error") == listed("--since", "1h", "--sweep", "none") == [failed]
+    assert listed("--cause", "nan") == listed("--sweep", "7") == []
+    refused = shell("ls", "--since", "yesterday")
+    assert refused.exit_code == 2 and "“yesterday” is no time: 24h, 7d" in refused.output
