@@ -196,7 +196,12 @@ def _gpu(rig: str, slot: Slot, fit: Fit, job: Job, history: History) -> GpuFit:
 
 
 def _capacity(spec: Spec, facts: Facts, fit: Fit) -> CapacityView | None:
-    found = capacity(dump(spec), facts.model, fit.memory_bytes) if facts.model and fit.memory_bytes else None
+    """With the room that is left when the estimate is too low for this job: earlier runs have shown by how much."""
+    if facts.model is None or not fit.memory_bytes:
+        return None
+    made, needs = estimate(dump(spec), facts).vram_bytes, fit.vram_bytes
+    too_low = fit.source != "declared" and made and needs and needs > made
+    found = capacity(dump(spec), facts.model, fit.memory_bytes * made // needs if too_low else fit.memory_bytes)  # type: ignore[operator]
     return CapacityView.of(found) if found else None
 
 

@@ -286,10 +286,21 @@ def test_what_earlier_runs_needed_outweighs_the_estimate_but_not_a_declaration(
 def test_a_need_above_the_estimate_scales_what_would_fit(
     client: TestClient, rigs: Rigs, models: Path, ran: Callable[..., None]
 ) -> None:
-    ran(tune(gradient_checkpointing=True), peak_vram_bytes=100 * GIB)
     rigs(rig=(24,))
 
-    assert client.post(ESTIMATE, json=tune(gradient_checkpointing=True)).json()["would_fit"] == []
+    def room(**changes: Any) -> int:
+        return int(
+            client.post(ESTIMATE, json=tune(gradient_checkpointing=True, **changes)).json()["capacity"]["longest"]
+        )
+
+    before, other = room(), room(lora={"r": 8})
+    ran(tune(gradient_checkpointing=True), peak_vram_bytes=100 * GIB)
+    rigs(rig=(24,))
+    made = client.post(ESTIMATE, json=tune(gradient_checkpointing=True)).json()
+
+    assert made["would_fit"] == []
+    assert made["capacity"]["longest"] == 0 < before
+    assert room(lora={"r": 8}) == other, "what another job needed says nothing of this one"
 
 
 # -- room for checkpoints -----------------------------------------------------------------------------------------------------
