@@ -8,6 +8,7 @@ the GPU has finished it; so a token's time includes what a server that streams w
 import gc
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ class Meter:
             )
         if clock.stopped:
             raise Interrupted
-        first, *later = clock.moments
-        return Timing(first_token_s=first - began, between_s=[b - a for a, b in zip([first, *later], later, strict=False)])  # fmt: skip
+        first_s, *between_s = [b - a for a, b in pairwise([began, *clock.moments])]
+        return Timing(first_token_s=first_s, between_s=between_s)
 
     def _synchronize(self) -> None:
         if self._device.is_gpu:
