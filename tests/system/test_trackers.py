@@ -11,6 +11,7 @@ import pytest
 from attempts import exit_code, log, run_folder, start_cold
 
 from jobs import trackers
+from jobs.ranks import ALONE, Ranks
 from jobs.run import Order, Run
 from jobs.rundir import RunDir, read_json
 from jobs.spec import dump, parse
@@ -52,17 +53,18 @@ class Trainer:
         self.callbacks.append(callback)
 
 
-def joined(folder: Path, names: list[str], **fields: Any) -> Trainer:
-    spec = dump(parse({**DOCUMENT, **fields}))
+def joined(folder: Path, names: list[str], ranks: Ranks = ALONE) -> Trainer:
+    spec = dump(parse(DOCUMENT))
     order = Order(job_id="7", attempt=1, fence=1, resume=False, spec=spec, rig={"trackers": names} if names else {})
     trainer = Trainer()
-    trackers.join(trainer, Run(RunDir(folder), order))
+    trackers.join(trainer, Run(RunDir(folder), order, ranks))
     return trainer
 
 
 def test_nobody_is_told_unless_the_rig_is_set_up_for_it(tmp_path: Path) -> None:
     before = dict(os.environ)
     assert joined(tmp_path, []).callbacks == []
+    assert joined(tmp_path, ["wandb"], Ranks(number=1, count=2)).args.run_name is None  # the first of several tells
     assert dict(os.environ) == before and not list(tmp_path.iterdir())
 
 
