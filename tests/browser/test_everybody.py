@@ -37,7 +37,7 @@ def all_pages(site: Site) -> list[str]:
     best, other, settings = site.jobs["best"].id, site.jobs["mended"].id, site.rig.settings
     night = calendar(settings).last_date(time.time())
     places = [href for _, href, _, _ in PLACES if href != "/"]
-    return [*own_pages(site), *places, "/gpus/0", f"/nights/{night}", f"/compare?ids={best},{other}", "/jobs?state=failed"]  # fmt: skip
+    return [*own_pages(site), *places, "/gpus/0", f"/nights/{night}", f"/compare?ids={best},{other}", "/jobs?state=failed", f"/jobs/{best}/data"]  # fmt: skip
 
 
 def a_sweep(site: Site) -> str:
