@@ -73,7 +73,8 @@ def test_one_of_them_writes(
     assert [line["step"] for line in curve(undisturbed)] == list(range(1, STEPS + 1))
     assert "rank 1" not in log(undisturbed) and log(undisturbed).count("Step 8/8") == 1
     assert "on 2 x cpu by ddp in float32: 8 optimizer step(s)" in log(undisturbed)
-    assert [path.name for path in undisturbed.output.iterdir()] == ["adapter"]
+    assert sorted(path.name for path in undisturbed.output.iterdir()) == ["adapter", "tensorboard"]
+    assert len(list((undisturbed.output / "tensorboard").iterdir())) == 1
     assert not undisturbed.rank_results.exists()
 
 
