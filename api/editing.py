@@ -190,7 +190,7 @@ def _record_changes(job: Job, admitted: Admitted, fields: Mapping[str, Any]) -> 
     if "name" in changes:
         changes["name"] = fresh.name
     if not set(fields) <= ALWAYS_FINE:
-        changes |= {"vram_bytes": fresh.vram_bytes, "estimate": fresh.estimate}
+        changes |= {name: getattr(fresh, name) for name in ("vram_bytes", "estimate", "parallel")}
     others = [text for text in job.after if dependency(text)[1] is Condition.CHECKED]
     if "preflight" in fields or fingerprint(dump(spec)) != fingerprint(job.spec):
         # other work than was checked, by itself or by another job

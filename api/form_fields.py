@@ -14,7 +14,7 @@ Json = Mapping[str, Any]
 #: Besides what must be given: what most people set. Everything else is one click away.
 ESSENTIAL = (
     "name", "method", "objective", "eval_data", "adapter", "learning_rate", "num_train_epochs", "max_steps", "max_length",
-    "effective_batch_size", "per_device_train_batch_size", "lora.r", "max_new_tokens", "temperature", "metrics", "tasks",
+    "effective_batch_size", "per_device_train_batch_size", "lora.r", "max_new_tokens", "temperature", "engine", "metrics", "tasks",
     "limit", "env", "gpus",
 )  # fmt: skip
 #: Schemas tell no more of these than "a number" or "a list of texts".

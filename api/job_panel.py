@@ -252,6 +252,8 @@ def summary(job: Job) -> str:
         parts.append(f"of {model}" if job.kind in ("finetune", "benchmark", "export") else f"with {model}")
     if job.gpus > 1:
         parts.append(f"on {count(job.gpus, 'GPU')}")
+    if job.parallel:
+        parts.append(f"by {job.parallel['way']} ({job.parallel['why']})")
     return " ".join(parts)
 
 

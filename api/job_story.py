@@ -121,6 +121,8 @@ def resources(job: Job, facts: Facts | None, settings: Settings) -> Resources | 
 
 def batch_hint(spec: Mapping[str, Any], peak_bytes: float, total_bytes: int) -> str:
     """What the next run's batch could be. It counts on all of the memory growing with the batch, so that it is safe."""
+    if spec.get("kind") == "generate" and spec.get("batch_size") is None:
+        return ""  # it takes what there is
     room = total_bytes - VRAM_RESERVE_BYTES
     times, left = int(room // peak_bytes), room - peak_bytes
     name = next((n for n in ("per_device_train_batch_size", "batch_size") if isinstance(spec.get(n), int)), None)

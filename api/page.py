@@ -154,9 +154,10 @@ def _lists(rig: Context, snap: panels.Snapshot) -> dict[str, Any]:
         try:
             queue, more = panels.waiting(snap.facts)
             ended = rig.store.ended(limit=panels.ROWS)
+            over = {job.id for job in ended.jobs}  # read a moment later: what ended in between stands there only
             elsewhere = panels.elsewhere(snap.facts)
             return {
-                "queue": queue,
+                "queue": [row for row in queue if row.job.id not in over],
                 "queue_more": more,
                 "ended": ended.jobs,
                 "ended_more": ended.next,

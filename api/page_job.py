@@ -12,7 +12,17 @@ import redis
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from api import acts, benchmark_panel, evaluation_panel, job_panel, job_story, page, panels, preview_panel
+from api import (
+    acts,
+    answers_panel,
+    benchmark_panel,
+    evaluation_panel,
+    job_panel,
+    job_story,
+    page,
+    panels,
+    preview_panel,
+)
 from api.context import Context, Rig
 from api.curves import TAIL_LINES, Curves, files, log_end
 from api.glance import glance
@@ -145,6 +155,7 @@ def _job(rig: Context, job: Job, snap: panels.Snapshot, q: str) -> dict[str, Any
         "parameters": job_story.parameters(job, sweep),
         "command": job_panel.command(job),
         "metrics": job_panel.metrics(job),
+        "answers": None if theirs else answers_panel.answers(folder, job),
         "log": theirs.log if theirs else log_end(folder),
         "search": known,
         "q": q,

@@ -12,6 +12,7 @@ from api.problems import documented
 from api.rig_views import largest, memories_of
 from api.routes_jobs import EVERYBODY, Body, body_of
 from api.submission import is_elsewhere, one, parsed
+from api.views import ParallelView
 from daemon.admission import Examined, disk_refusal, examine
 from daemon.dry_runs import NoDryRun, dry_parts
 from daemon.facts import card
@@ -59,13 +60,14 @@ class ChangeView(BaseModel):
 
 
 class EstimateView(BaseModel):
-    """What a job would need on each GPU and take. `unknown` says why a field is null."""
+    """What a job would need on each GPU and take. `unknown` says why a field is null; `parallel` how several GPUs share it."""
 
     fits: bool | None
     message: str | None
     vram_bytes: int | None
     source: str | None
     parts: dict[str, int]
+    parallel: ParallelView | None
     rows: int | None
     steps: int | None
     tokens: int | None
@@ -165,6 +167,7 @@ def _view(spec: Spec, facts: Facts, fit: Fit, rig: Context) -> EstimateView:
         vram_bytes=fit.vram_bytes,
         source=fit.source,
         parts={str(part): size for part, size in made.parts.items()},
+        parallel=ParallelView.of(fit.outlook.parallel),
         rows=made.rows,
         steps=made.steps,
         tokens=made.tokens,

@@ -13,9 +13,10 @@ from daemon.fit import GIB, largest, model_of
 from daemon.places import Places, Refused
 from jobs.model import Job
 from jobs.spec import FieldError, InvalidSpec
+from jobs.spec.common import Text
 
 Gib = Annotated[float | None, Query(gt=0, le=10_000, description="Memory of the GPU, GiB; of the largest one when left out.")]  # fmt: skip
-ModelName = Annotated[str | None, Query(max_length=4096, description="As in a job document; the usual models when left out.")]  # fmt: skip
+ModelName = Annotated[Text | None, Query(description="As in a job document; the usual models when left out.")]  # fmt: skip
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"])
 

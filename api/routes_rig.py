@@ -210,10 +210,12 @@ def _health(rig: Context, facts: dict[str, Any], now: float) -> dict[str, Any]:
 
 
 def _settings(rig: Context) -> dict[str, Any]:
-    """As they are in force. A password in the Redis URL is left out; secrets are no settings."""
+    """As they are in force. A password in an address is left out; secrets are no settings."""
     shown = rig.settings.model_dump(mode="json")
     if shown["redis_url"]:
         shown["redis_url"] = PASSWORD.sub("…@", shown["redis_url"])
+    variables = shown["tracker_variables"]
+    shown["tracker_variables"] = {name: PASSWORD.sub("…@", text) for name, text in variables.items()}
     return shown
 
 

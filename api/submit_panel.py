@@ -170,6 +170,8 @@ def _needs(found: EstimateView, rig: Context) -> Iterator[tuple[str, str]]:
     if found.vram_bytes is not None:
         source = {"declared": "as you said", "learned": "as earlier runs needed"}.get(found.source or "", "estimated")
         yield "memory", f"{size(found.vram_bytes)} on each GPU, {source}"
+    if found.parallel is not None:
+        yield "GPUs", f"{found.parallel.way}: {found.parallel.why}"
     if found.steps is not None:
         yield "steps", number(found.steps)
     if found.rows is not None:

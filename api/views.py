@@ -171,6 +171,17 @@ class RanBefore(BaseModel):
         return cls(id=job.id, state=job.state, finished_at=moment_or_none(job.finished_at), metrics=metrics)
 
 
+class ParallelView(BaseModel):
+    """How several GPUs share a training (ddp, fsdp, device_map), and why so."""
+
+    way: str
+    why: str
+
+    @classmethod
+    def of(cls, parallel: Mapping[str, str]) -> Self | None:
+        return cls(**parallel) if parallel else None
+
+
 class JobView(JobSummary):
     """A job in full. Secrets appear by name only: their values are never in a record.
 
@@ -185,6 +196,7 @@ class JobView(JobSummary):
     gpus: int
     vram_bytes: int | None
     estimate: dict[str, float]
+    parallel: ParallelView | None
     held: bool
     after: list[str]
     not_before: datetime | None
@@ -221,6 +233,7 @@ class JobView(JobSummary):
             gpus=job.gpus,
             vram_bytes=job.vram_bytes,
             estimate=dict(job.estimate),
+            parallel=ParallelView.of(job.parallel),
             held=job.held,
             after=list(job.after),
             not_before=moment_or_none(job.not_before),

@@ -32,6 +32,7 @@ from jobs.spec import (  # fmt: skip
     ExportSpec,
     FieldError,
     FinetuneSpec,
+    GenerateSpec,
     InvalidSpec,
     Spec,
     WithModel,
@@ -174,8 +175,11 @@ def missing_here(
 def _gpus(spec: Spec, there: int) -> None:
     if there and spec.gpus > there:
         raise Refused(f"this rig has {there} GPU{'s' if there > 1 else ''}, the job asks for {spec.gpus}")
-    if spec.gpus > 1 and spec.kind in RECIPES:
-        raise Refused(f"a {spec.kind} job uses one GPU; several are for commands, torchrun for example")
+    if spec.gpus > 1 and isinstance(spec, GenerateSpec):
+        if spec.engine != "vllm":
+            raise Refused('a generation uses one GPU; with engine = "vllm" it spreads a model over several')
+    elif spec.gpus > 1 and spec.kind in RECIPES and not isinstance(spec, FinetuneSpec):
+        raise Refused(f"a {spec.kind} job uses one GPU; several are for fine-tunes and commands")
 
 
 def _preflight(spec: Spec) -> None:

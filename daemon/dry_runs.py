@@ -34,6 +34,8 @@ def dry_parts(spec: FinetuneSpec, paths: Mapping[str, str], data: DataReport | N
     """What the job needs on a GPU, by part. Raises NoDryRun."""
     document = dump(spec)
     document |= longest_batch(document, data)
+    if spec.gpus > 1:
+        raise NoDryRun("a dry run steps through what one GPU does alone; ask with gpus = 1, or without a dry run")
     if spec.objective != "sft":
         raise NoDryRun(f"a dry run steps through objective sft only, and this is {spec.objective}")
     step = _step(json.dumps({"config": _config(spec.model, paths), "spec": {name: document[name] for name in TELLING}}))

@@ -11,9 +11,10 @@ from daemon.placement import fits
 from daemon.situation import gib
 from jobs.data import DataReport
 from jobs.estimate import VRAM_RESERVE_BYTES, Estimate, Facts, Outlook, Part, estimate
-from jobs.fitting import Change, what_fits
+from jobs.fitting import Change, Sharing, sharing, what_fits
 from jobs.known_models import known_model
 from jobs.model_facts import ModelFacts
+from jobs.parallel import way
 from jobs.spec import CommandSpec, EvaluateSpec, ExportSpec, FieldError, FinetuneSpec, Spec, dump
 
 GIB = 2**30
@@ -28,6 +29,8 @@ class Fit:
     """What a job needs on each GPU, and the largest GPU that it could get."""
 
     estimate: Estimate = field(default_factory=Estimate)
+    #: How its GPUs share the work; None with one GPU.
+    sharing: Sharing | None = None
     #: None: nobody knows, and `unknown` says why.
     vram_bytes: int | None = None
     source: Source | None = None
@@ -47,7 +50,9 @@ class Fit:
     @property
     def outlook(self) -> Outlook:
         """For the job's record."""
-        return Outlook(vram_bytes=self.vram_bytes, estimate=self.estimate.record)
+        known = self.sharing is not None and self.sharing.vram_bytes is not None
+        shared = {"way": self.sharing.way, "why": self.sharing.why} if self.sharing and known else {}
+        return Outlook(vram_bytes=self.vram_bytes, estimate=self.estimate.record, parallel=shared)
 
 
 def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataReport]) -> tuple[Facts, str]:
@@ -59,7 +64,7 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
         model=model if isinstance(model, ModelFacts) else None,
         data=reports.get("data"),
         eval_data=reports.get("eval_data"),
-        adapter_parameters=known_files.adapter_parameters(Path(paths["adapter"])) if "adapter" in paths else None,
+        adapter_parameters=_adapter_parameters(paths),
     )
     if isinstance(model, str):
         return facts, model
@@ -72,6 +77,13 @@ def gather(spec: Spec, paths: Mapping[str, str], reports: Mapping[str, DataRepor
         )
     needs_data = "data" in type(spec).model_fields
     return facts, "its data is another job's result that is still to come" if needs_data and facts.data is None else ""
+
+
+def _adapter_parameters(paths: Mapping[str, str]) -> int | None:
+    """Of the job's adapter, or of several together; None when there is none whose size is known."""
+    places = [Path(place) for name, place in paths.items() if name == "adapter" or name.startswith("adapters.")]
+    known = [size for place in places if (size := known_files.adapter_parameters(place)) is not None]
+    return sum(known) if known else None
 
 
 def judge(
@@ -88,10 +100,14 @@ def judge(
     `stepped`: its parts by a dry run (daemon.dry_runs); asked for, it counts more than what was learned.
     """
     document = dump(spec)
+    memory_bytes = largest(memories, spec.gpus)
+    shared = None
+    if way(document) is not None:
+        shared = sharing(document, facts, memory_bytes - VRAM_RESERVE_BYTES if memory_bytes else None)
+        document["parallel"] = shared.way
     made = estimate(document, facts)
     if stepped is not None:
         made = replace(made, parts=stepped, vram_bytes=sum(stepped.values()))
-    memory_bytes = largest(memories, spec.gpus)
     need, source = (made.vram_bytes, "dry run") if stepped is not None else _need(spec, made, learned)
     changes: list[Change] = []
     if need is not None and memory_bytes is not None and not fits(need, memory_bytes):
@@ -102,12 +118,30 @@ def judge(
         changes = what_fits(document, facts, room_bytes)
     return Fit(
         estimate=made,
+        sharing=shared,
         vram_bytes=need,
         source=source,
         unknown=unknown if need is None else "",
         memory_bytes=memory_bytes,
         changes=tuple(changes),
     )
+
+
+def settled(
+    spec: Mapping[str, Any], told: Mapping[str, str], paths: Mapping[str, str], memory_bytes: int
+) -> dict[str, Any]:
+    """The orders' document: how several GPUs share a training is as the job's record says, else chosen by what is there now.
+
+    `memory_bytes`: of the smallest of its GPUs; 0 for CPU slots.
+    """
+    if way(spec) is None or spec.get("parallel") != "auto":
+        return dict(spec)
+    if not told:
+        model = model_of(str(spec["model"]), paths)
+        facts = Facts(model=model if isinstance(model, ModelFacts) else None)
+        room_bytes = memory_bytes - VRAM_RESERVE_BYTES if memory_bytes else None
+        return {**spec, "parallel": sharing(spec, facts, room_bytes).way}
+    return {**spec, "parallel": told["way"]}
 
 
 def refusal(spec: Spec, fit: Fit) -> FieldError | None:
@@ -151,7 +185,7 @@ def _field(spec: Spec, fit: Fit) -> str:
         return "vram_gib"
     if not fit.changes:
         return "model"
-    return "per_device_train_batch_size" if isinstance(spec, FinetuneSpec) else "batch_size"
+    return "per_device_train_batch_size" if isinstance(spec, FinetuneSpec) else next(iter(fit.changes[0].fields))
 
 
 def _advice(spec: Spec, fit: Fit) -> list[str]:

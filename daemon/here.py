@@ -19,7 +19,7 @@ INFINITE_S = float("inf")
 #: Names of jobs that wait no longer are forgotten beyond this.
 KEPT_NAMES = 1_000
 #: Fields of documents that name something on a rig.
-NAMED = ("model", "adapter", "cwd", "argv", "secrets", *FILE_FIELDS)
+NAMED = ("model", "adapter", "adapters", "engine", "cwd", "argv", "secrets", *FILE_FIELDS)
 
 
 @dataclass(frozen=True)

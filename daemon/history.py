@@ -24,18 +24,17 @@ OVERRUN_BASE, OVERRUN_GROWTH = 0.05, 0.5
 NO_MATTER = frozenset({
     "name", "tags", "priority", "after", "not_before", "window", "max_runtime_s", "max_attempts", "vram_gib", "seed", "retries", "notify", "preflight",
     "trackers",
-    "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type", "temperature", "top_p", "secrets", "logging_steps",
+    "learning_rate", "weight_decay", "warmup_ratio", "lr_scheduler_type", "temperature", "top_p", "top_k", "min_p",
+    "repetition_penalty", "output_format", "bad_rows", "secrets", "logging_steps",
     "lr_scheduler_kwargs", "warmup_steps", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "beta", "desirable_weight",
     "undesirable_weight", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
 })  # fmt: skip
 #: Fields that decide what one step costs.
 STEP_FIELDS = (
     "method", "objective", "optim", "pure_bf16", "effective_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "packing", "gradient_checkpointing",
-    "batch_size", "max_new_tokens", "dtype", "tasks", "num_fewshot", "batch_sizes", "prompt_lengths", "new_tokens", "dtypes", "quantizations", "repeats",
+    "batch_size", "max_new_tokens", "n", "engine", "dtype", "tasks", "num_fewshot", "batch_sizes", "prompt_lengths", "new_tokens", "dtypes", "quantizations", "repeats",
 )  # fmt: skip
 
-#: Kinds that go on until the GPU is full: their peak tells its size, not their need.
-TAKES_WHAT_THERE_IS = frozenset({"benchmark"})
 #: What a preflight takes: loading, a few steps, a checkpoint.
 PREFLIGHT_S = 180.0
 
@@ -157,7 +156,7 @@ class History:
 
     def peak_vram_bytes(self, job: Job) -> int | None:
         """The most memory that a job of the same shape has used on one GPU. None when there was none: a similar one says nothing."""
-        if job.kind in TAKES_WHAT_THERE_IS:
+        if takes_what_there_is(job):
             return None
         for shape in shapes(job, similar=False):
             known = (*self._ran.get(shape, ()), *self._foretold.get(shape, ()))
@@ -247,6 +246,12 @@ def shapes(job: Job, *, similar: bool = True) -> list[Shape]:
     if similar:
         found.append((job.kind, gpus, "model", *model))
     return found
+
+
+def takes_what_there_is(job: Job) -> bool:
+    """Whether it goes on until the GPU is full: its peak tells the GPU's size, not its need."""
+    finds_its_size = job.kind == "generate" and job.effective_spec.get("batch_size") is None
+    return job.kind == "benchmark" or finds_its_size
 
 
 def still_s(expected_s: float, elapsed_s: float) -> float:

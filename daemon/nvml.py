@@ -1,4 +1,5 @@
-"""One NVIDIA GPU, read only. The one module that imports pynvml; only the processes of the sampler and of `daemon.power` do.
+"""One NVIDIA GPU, read only. Of the daemon the one module that imports pynvml; only the processes of the sampler and of
+`daemon.power` do. (A benchmark reads the energy counter of its own GPU in its own process: `jobs.energy_counter`.)
 
 Four kinds of answers are no readings, and each has its consequence:
 

@@ -68,7 +68,32 @@ class Places:
                 errors.append(FieldError(name, str(refusal)))
                 continue
             found |= place if isinstance(place, dict) else {name: place}
+        for name, look in (("adapters", self._adapters), ("engine", self._engine)):
+            if spec.get(name):
+                try:
+                    found |= look(spec, found)
+                except Refused as refusal:
+                    errors.append(FieldError(name, str(refusal)))
         return found, errors
+
+    def _adapters(self, spec: Mapping[str, Any], found: Mapping[str, str]) -> dict[str, str]:
+        """`adapters.NAME` for each that is not the model itself."""
+        if "adapter" in found:
+            raise Refused("the model is a job's result and brings its own adapter: leave these out, or name the base model")  # fmt: skip
+        places: dict[str, str] = {}
+        for name, text in spec["adapters"].items():
+            try:
+                places |= {f"adapters.{name}": self.adapter(str(text))} if text else {}
+            except Refused as refusal:
+                raise Refused(f"{name}: {refusal}") from None
+        return places
+
+    def _engine(self, spec: Mapping[str, Any], _found: Mapping[str, str]) -> dict[str, str]:
+        """`vllm_python`, where the job may want it and the rig has it."""
+        python = self._settings.vllm_python
+        if spec["engine"] == "vllm" and python is None:
+            raise Refused("this rig has no vLLM: set vllm_python in its config.toml, or leave engine out")
+        return {"vllm_python": str(python)} if python is not None and spec["engine"] != "transformers" else {}
 
     def model(self, text: str) -> dict[str, str]:
         """`model`, and for a learnt adapter its `adapter` too. Nothing for a hub id: it is fetched by its name."""
@@ -194,7 +219,8 @@ class Places:
 def resolve(
     spec: Mapping[str, Any], settings: Settings, runs: Path, *, get_job: Callable[[str], Job]
 ) -> dict[str, str]:
-    """The absolute paths for an attempt's orders: model, adapter, data, eval_data, workdir, cwd, where the document names them.
+    """The absolute paths for an attempt's orders: model, adapter, adapters.NAME, data, eval_data, workdir, cwd, where the document names
+    them; `vllm_python` for a generation that may use it.
 
     Raises InvalidSpec when something is gone or no longer allowed. A hub id has no path, but where `job:N` led to one,
     `model` is that id.

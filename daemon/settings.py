@@ -91,6 +91,7 @@ class Settings(BaseModel):
     allow_remote_code: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field((), description="Models (name or org/name@revision) whose own code may run.")  # fmt: skip
     preflight_over_s: float = Field(3600.0, ge=0, description="A fine-tune that is expected to take longer has a preflight, unless it says otherwise.")  # fmt: skip
     preflight_window: Literal["any", "night"] = Field("any", description="When preflights run: at any time on a free GPU, or inside the window only.")  # fmt: skip
+    vllm_python: Path | None = Field(None, description="The Python of an environment with vLLM: generations may use it then.")  # fmt: skip
     min_run_s: float = Field(60.0, ge=0, description="A backlog job runs at least this long before it gives way.")
     foreign_use: Literal["hold", "yield", "ignore"] = Field("hold", description="When somebody else uses a GPU: start nothing there; also let running jobs leave it; or do not care.")  # fmt: skip
     foreign_after_s: float = Field(10.0, ge=0, description="Others count from this long on a GPU.")
@@ -135,7 +136,7 @@ class Settings(BaseModel):
         """The same values, wherever each comes from."""
         return isinstance(other, Settings) and self.__dict__ == other.__dict__
 
-    @field_validator("home", "redis_server", "kernel_log", mode="after")
+    @field_validator("home", "redis_server", "kernel_log", "vllm_python", mode="after")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path else None

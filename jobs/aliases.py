@@ -42,6 +42,8 @@ LEFT_OUT: Mapping[str, str] = {
         "tf32 enable_liger_kernel use_liger_kernel",
         "workers and devices are the rig's business": "preprocessing_num_workers dataloader_num_workers dataset_num_proc "
         "dataset_processes ddp_timeout device local_rank",
+        "how GPUs share the work is chosen by the estimate (gpus, parallel)": "fsdp fsdp_config fsdp_version fsdp_final_state_dict_type "
+        "deepspeed ddp_backend ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers accelerator_config",
         "it has no counterpart here": "strict group_by_length shuffle lora_task_type loss gradient_checkpointing_kwargs profiler "
         "loftq_config eval_sample_packing pad_to_sequence_len model_type tokenizer_type is_llama_derived_model",
     }.items()
@@ -110,6 +112,8 @@ class _Reader:
 
 def translate(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The document in our names, and what was changed. Raises InvalidSpec for names that contradict each other."""
+    if document.get("kind") == "generate":
+        return _generation(document)
     is_recipe = "kind" not in document and any(name in document for name in TELLING)
     if not is_recipe and document.get("kind") != KIND:
         return dict(document), []
@@ -128,6 +132,17 @@ def translate(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 reader.take(name, value, read)
         elif name in LEFT_OUT and value not in (None, "", False):
             reader.notes.append(f"{name}: not used, {LEFT_OUT[name]}")
+    if reader.errors:
+        raise InvalidSpec(reader.errors)
+    return reader.found, reader.notes
+
+
+def _generation(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Names of OpenAI's API, vLLM and llama.cpp in a generation."""
+    reader = _Reader(found={name: value for name, value in document.items() if name not in GENERATION})
+    for name, value in document.items():
+        if name in GENERATION and value is not None:
+            reader.take(name, value, GENERATION[name])
     if reader.errors:
         raise InvalidSpec(reader.errors)
     return reader.found, reader.notes
@@ -236,6 +251,17 @@ def _steps_per_epoch(value: Any) -> Fields:
     raise _Unusable("has no counterpart: max_steps counts the steps of the whole training")
 
 
+def _greedy(value: Any) -> Fields:
+    return {} if value else {"temperature": 0.0}
+
+
+GENERATION: Mapping[str, Read] = {
+    "max_tokens": _same("max_new_tokens"), "max_completion_tokens": _same("max_new_tokens"), "n_predict": _same("max_new_tokens"),
+    "num_return_sequences": _same("n"), "stop_strings": _same("stop"), "stop_sequences": _same("stop"),
+    "repeat_penalty": _same("repetition_penalty"), "do_sample": _greedy, "input_file": _same("data"),
+    "lora_path": _same("adapter"), "lora_modules": _same("adapters"), "model_name_or_path": _same("model"),
+    "adapter_name_or_path": _same("adapter"), "torch_dtype": _named("dtype", TYPES),
+}  # fmt: skip
 MEANINGS: Mapping[str, Read] = {
     # the model and how it learns
     "base_model": _same("model"), "model_name_or_path": _same("model"), "model_name": _same("model"),
@@ -320,8 +346,9 @@ def _flattened(document: Mapping[str, Any]) -> Mapping[str, Any]:
 def _words(name: str, value: Any, fields: Fields) -> str:
     if not fields:
         return f"{name}: not used"
-    plain = len(fields) == 1 and not isinstance(value, (list, Mapping)) and next(iter(fields.values())) == value
-    if plain:
+    meant = next(iter(fields.values()))
+    same = meant == value and isinstance(meant, bool) is isinstance(value, bool)
+    if len(fields) == 1 and not isinstance(value, (list, Mapping)) and same:
         return f"{name} -> {next(iter(fields))}"
     shown = name if not isinstance(value, list) else f"{name}[0]"
     return f"{shown} -> {', '.join(f'{target} = {_shown(meant)}' for target, meant in fields.items())}"

@@ -15,16 +15,22 @@ def least(objective: object) -> int:
 
 
 def rows_per_step(spec: Mapping[str, Any]) -> int:
-    """The effective batch."""
-    return int(spec["per_device_train_batch_size"]) * int(spec["gradient_accumulation_steps"])
+    """The effective batch: of all GPUs together, however they share the work."""
+    return int(spec["per_device_train_batch_size"]) * int(spec["gradient_accumulation_steps"]) * gpus(spec)
+
+
+def gpus(spec: Mapping[str, Any]) -> int:
+    """How many GPUs share the rows of a step."""
+    return int(spec.get("gpus") or 1)
 
 
 def sizes(spec: Mapping[str, Any], most: int) -> list[int]:
     """Micro-batches of at most so many rows that keep the effective batch, smallest first."""
-    whole = rows_per_step(spec)
-    return [micro for micro in range(least(spec.get("objective")), most + 1) if whole % micro == 0]
+    each = rows_per_step(spec) // gpus(spec)
+    return [micro for micro in range(least(spec.get("objective")), most + 1) if each % micro == 0]
 
 
 def with_micro(spec: Mapping[str, Any], micro: int) -> dict[str, Any]:
     """The fields that say this micro-batch and the same effective batch."""
-    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": rows_per_step(spec) // micro}
+    each = rows_per_step(spec) // gpus(spec)
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": each // micro}

@@ -65,6 +65,11 @@ def _is_gpu_oom(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(error)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this one error says that a GPU's memory, or the machine's, could not hold it."""
+    return _is_gpu_oom(error) or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether this one error says that there is no space."""
     # tokenizers raises a plain Exception with this text from Rust, not an OSError

@@ -30,7 +30,7 @@ OTHER_FILES_BYTES = 1_000_000
 #: Without each of these a trainer would go on silently with fresh state, or not at all.
 REQUIRED = (
     ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"),
-    ("optimizer.pt",),
+    ("optimizer.pt", "optimizer.bin"),
     ("scheduler.pt",),
     ("rng_state.pth", "rng_state_0.pth"),
     ("trainer_state.json",),

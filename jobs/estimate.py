@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from jobs.batches import rows_per_step
+from jobs import batches, parallel
 from jobs.data import DataReport
+from jobs.generation import memory
 from jobs.model_facts import Linear, ModelFacts
 
 Json = Mapping[str, Any]
@@ -24,6 +25,8 @@ VRAM_RESERVE_BYTES = 512 << 20
 TRAINING_OVERHEAD_BYTES = round(1.1 * 2**30)
 INFERENCE_OVERHEAD_BYTES = round(0.6 * 2**30)
 GAPS = 0.03
+#: What NCCL keeps on each GPU for its channels. A guess, to be measured.
+COMMUNICATION_BYTES = round(0.4 * 2**30)
 #: A cache that grows with every token leaves gaps behind. A guess, to be measured.
 CACHE_GAPS = 0.10
 #: On a CPU: Python with torch, transformers, PEFT and TRL loaded (measured: 531 MiB), and its allocator.
@@ -90,7 +93,7 @@ class Facts:
     model: ModelFacts | None = None
     data: DataReport | None = None
     eval_data: DataReport | None = None
-    #: Of an adapter that is trained further.
+    #: Of an adapter that is trained further; of all adapters of a generation together.
     adapter_parameters: int | None = None
 
 
@@ -125,6 +128,8 @@ class Outlook:
     estimate: Mapping[str, float] = field(default_factory=dict)
     #: Whether it is to be checked first (daemon.preflights).
     preflight: bool = False
+    #: How its GPUs share the work, and why so: `way`, `why`; empty with one GPU.
+    parallel: Mapping[str, str] = field(default_factory=dict)
 
 
 UNKNOWN = Outlook()
@@ -149,8 +154,8 @@ def estimate(spec: Json, facts: Facts, *, on_gpu: bool = True) -> Estimate:
 
 def optimizer_steps(spec: Json, rows: int) -> int:
     """How many steps a fine-tune takes over so many rows (packed ones, where it packs)."""
-    batches = math.ceil(rows / spec["per_device_train_batch_size"])
-    per_epoch = math.ceil(batches / spec["gradient_accumulation_steps"])
+    micro_batches = math.ceil(rows / spec["per_device_train_batch_size"])
+    per_epoch = math.ceil(micro_batches / (spec["gradient_accumulation_steps"] * batches.gpus(spec)))
     return int(spec["max_steps"] or math.ceil(spec["num_train_epochs"] * per_epoch))
 
 
@@ -186,7 +191,7 @@ def _flops(spec: Json, model: ModelFacts, steps: int | None, tokens: int | None,
     if not steps or not tokens or not sequences:
         return None
     per_weight = 4 + 2 * _method(spec).learns_all + 2 * bool(spec["gradient_checkpointing"])
-    seen = steps * rows_per_step(spec) * tokens / sequences
+    seen = steps * batches.rows_per_step(spec) * tokens / sequences
     return float(per_weight * model.parameters * seen * _answers(spec))
 
 
@@ -200,8 +205,8 @@ def _counts(spec: Json, data: DataReport | None) -> tuple[int | None, int | None
 
 
 def _training_parts(spec: Json, model: ModelFacts, facts: Facts, on_gpu: bool) -> tuple[int, dict[Part, int]]:
-    """How many parameters are learned, and the memory that it takes."""
-    method, width = _method(spec), _width(spec, on_gpu)
+    """How many parameters are learned, and the memory that it takes on each GPU."""
+    method, width, way = _method(spec), _width(spec, on_gpu), parallel.way(spec)
     targets = _targets(model, spec["lora"]["target_modules"])
     learned = model.parameters if method.learns_all else _adapter_parameters(spec, targets, model, facts)
     parts: dict[Part, float] = {
@@ -213,7 +218,8 @@ def _training_parts(spec: Json, model: ModelFacts, facts: Facts, on_gpu: bool) -
     size = _at_most(spec["per_device_train_batch_size"], facts.data) * _answers(spec)
     batch = _Batch(size, _length(spec, facts.data), packed=spec["packing"])
     adapted = sum(linear.inputs for linear in targets) / model.layers if not method.learns_all else 0.0
-    activations = _activations(spec, model, batch, adapted, width)
+    here = replace(model, layers=math.ceil(model.layers / spec["gpus"])) if way == "device_map" else model
+    activations = _activations(spec, here, batch, adapted, width)
     if method.linear_bytes is not None and not method.learns_all:
         activations += width * model.hidden * max(model.feed_forward, model.attention)  # one layer, unpacked
     logits = _loss(model, batch, width, on_gpu) + (4 * model.vocabulary * model.hidden if method.learns_all else 0)
@@ -227,10 +233,36 @@ def _training_parts(spec: Json, model: ModelFacts, facts: Facts, on_gpu: bool) -
         evaluated = _Batch(size, _length({**spec, "packing": False}, held), packed=False)
         activations = max(activations, _forward(model, evaluated, width) + evaluated.mask_elements * 3)
         logits = max(logits, _loss(model, evaluated, width, on_gpu))
-    parts |= {"activations": activations, "logits": logits}
+    parts = _shared(spec, model, parts, learned, method, width) | {"activations": activations, "logits": logits}
     gaps = GAPS * (sum(parts.values()) - parts["weights"])
     parts["overhead"] = (TRAINING_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
+    if on_gpu and way in ("ddp", "fsdp"):
+        parts["overhead"] += COMMUNICATION_BYTES
     return learned, {name: round(size) for name, size in parts.items()}
+
+
+def _shared(
+    spec: Json, model: ModelFacts, parts: dict[Part, float], learned: int, method: Method, width: int
+) -> dict[Part, float]:
+    """What each GPU has of weights, adapter, gradients and optimizer."""
+    gpus, tables = spec.get("gpus", 1), model.parameters - model.linear_parameters
+    match parallel.way(spec):
+        case "ddp":  # DDP gathers gradients in buckets of its own
+            return {**parts, "gradients": parts["gradients"] + learned * method.gradient_bytes}
+        case "fsdp":
+            # two layers are whole at a time, one of them on its way, and so are the tables of the vocabulary; of what
+            # learns the gradients of one layer, too, in float32
+            layer = model.linear_parameters / model.layers
+            whole = (2 * layer + tables) * width + (layer * 4 if method.learns_all else 0)
+            split = {name: size / gpus for name, size in parts.items()}
+            if method.learns_all and method.learned_bytes > width:  # whole layers come in the compute dtype: no copies
+                split["weights"] -= model.linear_parameters * width / gpus
+            return {**split, "weights": split["weights"] + whole}
+        case "device_map":  # whole layers are given out: the fullest GPU has up to one more than its share
+            share = min(1.0, 1 / gpus + 1 / model.layers)
+            return {name: size * share for name, size in parts.items()}
+        case _:
+            return parts
 
 
 @dataclass(frozen=True)
@@ -402,46 +434,45 @@ def _export_bytes(formats: Sequence[str], model: ModelFacts | None, merged_bytes
 
 def _generate(spec: Json, facts: Facts, on_gpu: bool) -> Estimate:
     data, model = facts.data, facts.model
-    rows = data.rows if data else None
-    tokens = data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * spec["max_new_tokens"] if data else None
+    each = max(1, len(spec["adapters"]))  # every row is answered by each, unless it names one
+    rows = data.rows * each if data else None
+    tokens = each * (data.text_bytes // USUAL_BYTES_PER_TOKEN + data.rows * spec["max_new_tokens"] * spec["n"]) if data else None  # fmt: skip
     if model is None or data is None:
         return Estimate(rows=rows, tokens=tokens)
-    parts = _generating_parts(spec, model, data, _width(spec, on_gpu), on_gpu)
+    parts = _generating_parts(spec, facts, model, data, on_gpu)
     return Estimate(rows=rows, tokens=tokens, vram_bytes=sum(parts.values()), parts=parts)
 
 
-def _generating_parts(spec: Json, model: ModelFacts, data: DataReport, width: int, on_gpu: bool) -> dict[Part, int]:
-    context = model.context or math.inf
-    size, length = min(spec["batch_size"], data.rows), int(min(_tokens(data), context))
-    longest = int(min(length + spec["max_new_tokens"], context))
-    sampled = spec["temperature"] > 0
-    return _inference_parts(model, _Batch(size, length, packed=False), longest, width, on_gpu, sampled=sampled)
-
-
-def _inference_parts(
-    model: ModelFacts,
-    prompt: _Batch,
-    longest: int,
-    width: int,
-    on_gpu: bool,
-    *,
-    sampled: bool = False,
-    linear_bytes: float | None = None,
-) -> dict[Part, int]:
-    """`longest`: tokens of a prompt with its answer. `linear_bytes`: of a quantised weight."""
-    cache = prompt.size * longest * 2 * model.layers * model.key_value * width
-    grown = cache / model.layers / 2  # a layer's keys are copied when a token is added
-    repeated = prompt.tokens * 2 * model.attention * width  # keys and values for every query head, behind a mask
-    # the last token's scores in the compute dtype and float32; sampling sorts them and keeps their places
-    scores = prompt.size * model.vocabulary * (32 if sampled else 12)
-    unpacked = 0 if linear_bytes is None else width * model.hidden * max(model.feed_forward, model.attention)
+def _generating_parts(spec: Json, facts: Facts, model: ModelFacts, data: DataReport, on_gpu: bool) -> dict[Part, int]:
+    """With the `batch_size` that is asked for; where none is, with one sequence at a time: more is taken where there is room."""
+    context, width = model.context or math.inf, _width(spec, on_gpu)
+    prompt = int(min(_tokens(data), context))
+    longest = int(min(prompt + spec["max_new_tokens"], context))
+    sequences = min(spec["batch_size"] or 1, data.rows * spec["n"])
+    step = memory.STEP_TOKENS_ON_GPU if on_gpu else memory.STEP_TOKENS_ON_CPU
+    size = memory.Size(
+        sequences=sequences,
+        pages=sequences * memory.pages_of(longest, memory.PAGE_TOKENS),
+        step_tokens=max(sequences, min(step, sequences * prompt)),
+    )
+    widths = memory.Widths(
+        layers=model.layers,
+        hidden=model.hidden,
+        attention=model.attention,
+        key_value=model.key_value,
+        feed_forward=model.feed_forward,
+        vocabulary=model.vocabulary,
+        width=width,
+    )
     parts: dict[Part, float] = {
-        "weights": _weights(model, Method(linear_bytes=linear_bytes), width),
-        "kv_cache": cache + grown,
-        "activations": _forward(model, prompt, width) + repeated + prompt.mask_elements * 3 + unpacked,
-        "logits": scores,
+        "weights": model.stored_bytes if model.quantised else model.parameters * width,
+        # one adapter is merged into them, several lie beside them
+        "adapter": (facts.adapter_parameters or 0) * width if spec["adapters"] else 0,
     }
-    gaps = GAPS * (parts["activations"] + scores) + CACHE_GAPS * parts["kv_cache"]
+    beside = memory.parts(widths, size, drawn=spec["temperature"] > 0)
+    parts |= {name: beside[name] for name in beside}
+    parts = {name: size / spec["gpus"] for name, size in parts.items()}  # vLLM spreads every layer over them
+    gaps = GAPS * (parts["activations"] + parts["logits"])
     parts["overhead"] = (INFERENCE_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
     return {name: round(size) for name, size in parts.items()}
 
@@ -453,6 +484,32 @@ def inference_bytes(
     batch = _Batch(size, prompt, packed=False)
     bits = QUANTISED_BYTES[quantization]
     return sum(_inference_parts(model, batch, prompt + new_tokens, WIDTH[dtype], on_gpu, linear_bytes=bits).values())
+
+
+def _inference_parts(
+    model: ModelFacts,
+    prompt: _Batch,
+    longest: int,
+    width: int,
+    on_gpu: bool,
+    *,
+    linear_bytes: float | None = None,
+) -> dict[Part, int]:
+    """`longest`: tokens of a prompt with its answer. `linear_bytes`: of a quantised weight."""
+    cache = prompt.size * longest * 2 * model.layers * model.key_value * width
+    grown = cache / model.layers / 2  # a layer's keys are copied when a token is added
+    repeated = prompt.tokens * 2 * model.attention * width  # keys and values for every query head, behind a mask
+    scores = prompt.size * model.vocabulary * 12  # the last token's, in the compute dtype and float32
+    unpacked = 0 if linear_bytes is None else width * model.hidden * max(model.feed_forward, model.attention)
+    parts: dict[Part, float] = {
+        "weights": _weights(model, Method(linear_bytes=linear_bytes), width),
+        "kv_cache": cache + grown,
+        "activations": _forward(model, prompt, width) + repeated + prompt.mask_elements * 3 + unpacked,
+        "logits": scores,
+    }
+    gaps = GAPS * (parts["activations"] + scores) + CACHE_GAPS * parts["kv_cache"]
+    parts["overhead"] = (INFERENCE_OVERHEAD_BYTES if on_gpu else CPU_OVERHEAD_BYTES) + gaps
+    return {name: round(size) for name, size in parts.items()}
 
 
 # -- evaluating ---------------------------------------------------------------------------------------------------------

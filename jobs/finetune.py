@@ -33,6 +33,7 @@ from jobs.fitting import micro_batch
 from jobs.log import say
 from jobs.model import Cause
 from jobs.model_card import DataFile, trained_card
+from jobs.parallel import way
 from jobs.recorder import EvaluationStopped, Plan, Recorder
 from jobs.run import Interrupted, JobError, Run
 from jobs.rundir import keep_json_lines, read_json_lines
@@ -57,25 +58,28 @@ ROWS_AT_ONCE_ON_CPU = 4
 
 def run(run: Run) -> dict[str, Any]:
     """Train, or go on training. Returns the metrics of the result."""
-    drafts = checkpoints.drafts(run.folder.checkpoints)
+    drafts = run.ranks.decide(lambda: checkpoints.drafts(run.folder.checkpoints))
     try:
         metrics = _finetune(run, drafts)
     finally:
-        shutil.rmtree(drafts, ignore_errors=True)  # all rows as tokens: large, and soon made again
-    return metrics if run.order.preflight else exports.after_training(run, metrics)
+        if run.ranks.is_first:
+            shutil.rmtree(drafts, ignore_errors=True)  # all rows as tokens: large, and soon made again
+    if run.order.preflight or not run.ranks.is_first:
+        return metrics
+    return exports.after_training(run, metrics)
 
 
 def _finetune(run: Run, drafts: Path) -> dict[str, Any]:
     weights.quiet_libraries()
     weights.limit_threads()
-    environment.record(run)
+    if run.ranks.is_first:
+        environment.record(run)
     meter = Meter(run.folder)
     run.phase("loading")
     device = _device(run.order.spec)
     tokenizer = weights.load_tokenizer(run.order)
-    rows, eval_rows = _rows(run, tokenizer, drafts)
-    resumed = _resumable(run, rows)
-    _forget_metrics_after(run, checkpoints.step_of(resumed) if resumed else 0)
+    rows, eval_rows = run.ranks.decide(lambda: _rows(run, tokenizer, drafts))
+    resumed = run.ranks.decide(lambda: _resumed(run, rows))
 
     run.phase("loading")
     model = _load(run, device, learns=True)
@@ -100,7 +104,8 @@ def _learn(
     trackers.join(trainer, run)
     recorder = trainer.recorder
     _stop_if_asked(run)
-    _check_space(run, trainer.model)
+    if run.ranks.is_first:
+        _check_space(run, trainer.model)
     trained_s, tokens_before = _train(trainer, resumed)
     step = trainer.state.global_step
     if step < recorder.plan.total and not recorder.best.stopped:
@@ -108,12 +113,16 @@ def _learn(
     if eval_rows is not None and not _evaluated(run, step):
         _evaluate(trainer)
     _take_best(run, trainer)
+    learned = trainer.learned()
+    if not run.ranks.is_first:
+        return {}
     metrics = _metrics(run, rows, resumed, step, recorder)
     tokens = recorder.memory.num_tokens - tokens_before
     metrics["tokens"] = recorder.memory.num_tokens or None  # of all attempts: the count goes on after a resume
     metrics["tokens_per_s"] = round(tokens / trained_s, 1) if trained_s and tokens else None
     run.phase("saving", step=step, total=recorder.plan.total)
-    _leave_result(run, trainer.model, tokenizer, device, _card(run, rows, eval_rows, metrics, meter), metrics)
+    card = _card(run, rows, eval_rows, metrics, meter)
+    _leave_result(run, trainer.model, learned, tokenizer, device, card, metrics)
     return metrics
 
 
@@ -134,6 +143,8 @@ def _rows(run: Run, tokenizer: Any, drafts: Path) -> tuple[Rows, Rows | None]:
 def _load(run: Run, device: weights.Device, *, learns: bool) -> Any:
     """The model as its method needs it: all weights that learn in float32, frozen ones in what is computed in, or in 4 bits."""
     spec = run.order.spec
+    if way(spec) == "fsdp":
+        device = replace(device, name="cpu")  # no GPU could hold it before it is split
     if spec["method"] == "qlora":
         kind, double = spec["bnb_4bit_quant_type"], spec["bnb_4bit_use_double_quant"]
         quantization = weights.few_bits(kind, device, double=double)
@@ -153,19 +164,32 @@ def _find_micro_batch(run: Run, device: weights.Device, rows: Rows, eval_rows: R
     spec, folder = run.order.spec, run.folder.checkpoints
     if not spec["effective_batch_size"] or spec["per_device_train_batch_size"] > batches.least(spec["objective"]):
         return
-    found = _most_rows(run, device, rows, eval_rows)
-    before = (checkpoints.origin(folder) or {}).get("micro_batch")
-    if before and before <= found:
-        found = before
-    checkpoints.note(folder, micro_batch=found)
+    room_bytes = run.ranks.least(_room_bytes()) if device.is_gpu else 0
+
+    def find() -> int:
+        found = _most_rows(run, device, rows, eval_rows, room_bytes)
+        before = (checkpoints.origin(folder) or {}).get("micro_batch")
+        if before and before <= found:
+            found = int(before)
+        checkpoints.note(folder, micro_batch=found)
+        return found
+
+    found = run.ranks.decide(find)
     fields = batches.with_micro(spec, found)
     run.order = replace(run.order, spec={**spec, **fields})
+    each = f" on each of {run.ranks.count} GPUs" if run.ranks.count > 1 else ""
     say(
-        f"{found} row(s) at once, {fields['gradient_accumulation_steps']} times for each step of {spec['effective_batch_size']}."
+        f"{found} row(s) at once{each}, {fields['gradient_accumulation_steps']} times for each step of {spec['effective_batch_size']}."
     )
 
 
-def _most_rows(run: Run, device: weights.Device, rows: Rows, eval_rows: Rows | None) -> int:
+def _room_bytes() -> int:
+    """What is free, or taken by the model that is there already and counted in the estimate; of several GPUs the least."""
+    gpus = range(torch.cuda.device_count())
+    return min(int(torch.cuda.mem_get_info(gpu)[0] + torch.cuda.memory_allocated(gpu)) for gpu in gpus)
+
+
+def _most_rows(run: Run, device: weights.Device, rows: Rows, eval_rows: Rows | None, room_bytes: int) -> int:
     spec = run.order.spec
     longest = max(rows.longest, eval_rows.longest if eval_rows else 0)
     known = {**spec, "max_length": spec["max_length"] if spec["packing"] else min(spec["max_length"], longest)}
@@ -177,12 +201,18 @@ def _most_rows(run: Run, device: weights.Device, rows: Rows, eval_rows: Rows | N
     except model_facts.NoFacts as why:
         say(f"How many rows fit is not known: {why}.")
         return few
-    free_bytes, _ = torch.cuda.mem_get_info()
-    room_bytes = free_bytes + torch.cuda.memory_allocated()  # the model is there already, and counted in the estimate
     return micro_batch(known, Facts(model=model), round(room_bytes * (1 - SPARE))) or few
 
 
 # -- going on where it stopped --------------------------------------------------------------------------------------------
+
+
+def _resumed(run: Run, rows: Rows) -> Path | None:
+    """The checkpoint to go on from, with a curve that ends there: each step must be in it once."""
+    resumed = _resumable(run, rows)
+    last = checkpoints.step_of(resumed) if resumed else 0
+    keep_json_lines(run.folder.metrics, lambda line: int(line.get("step", 0)) <= last)
+    return resumed
 
 
 def _resumable(run: Run, rows: Rows) -> Path | None:
@@ -191,6 +221,7 @@ def _resumable(run: Run, rows: Rows) -> Path | None:
     facts = {key: spec[key] for key in IDENTITY} | {
         "data_sha256": rows.sha256,
         "effective_batch": batches.rows_per_step(spec),
+        "split": True if way(spec) == "fsdp" else None,  # its checkpoints are others
     }
     before = checkpoints.origin(folder) if run.order.resume else None
     changed = [key for key, value in facts.items() if before is not None and before.get(key) != value]
@@ -205,14 +236,9 @@ def _resumable(run: Run, rows: Rows) -> Path | None:
     return newest
 
 
-def _forget_metrics_after(run: Run, step: int) -> None:
-    """The curve must have each step once: what came after the checkpoint comes again."""
-    keep_json_lines(run.folder.metrics, lambda line: int(line.get("step", 0)) <= step)
-
-
 def _give_up(run: Run, why: str, last_good_step: int) -> JobError:
     """The training has gone astray: back to before it did, with half the learning rate, once."""
-    checkpoints.discard_after(run.folder.checkpoints, last_good_step)
+    run.ranks.decide(lambda: checkpoints.discard_after(run.folder.checkpoints, last_good_step))
     rate = run.order.spec["learning_rate"]
     first_rate = (checkpoints.origin(run.folder.checkpoints) or {}).get("learning_rate")
     if rate != first_rate:  # this is the second time
@@ -271,7 +297,8 @@ def _trainer(
     learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in trainer.model.parameters())
     steps = f"{recorder.plan.total} optimizer step(s)"
-    say(f"Learning {learning:,} of {every:,} parameters on the {device.name} in {device.dtype}: {steps}.")
+    where = f"{batches.gpus(spec)} x {device.name} by {way(spec)}" if way(spec) else f"the {device.name}"
+    say(f"Learning {learning:,} of {every:,} parameters on {where} in {device.dtype}: {steps}.")
     return trainer
 
 
@@ -327,7 +354,10 @@ def _evaluate(trainer: Sealed) -> None:
 
 
 def _evaluated(run: Run, step: int) -> bool:
-    return any("eval_loss" in line and line["step"] == step for line in read_json_lines(run.folder.metrics))
+    lines = run.folder.metrics
+    return run.ranks.decide(
+        lambda: any("eval_loss" in each and each["step"] == step for each in read_json_lines(lines))
+    )
 
 
 def _take_best(run: Run, trainer: Sealed) -> None:
@@ -336,7 +366,7 @@ def _take_best(run: Run, trainer: Sealed) -> None:
     if not plan.keeps_best or best.step is None or best.step == trainer.state.global_step:
         return
     found = [path for path in checkpoints.sealed(run.folder.checkpoints) if checkpoints.step_of(path) == best.step]
-    wrong = checkpoints.what_is_wrong(found[0]) if found else "it is not there"
+    wrong = run.ranks.decide(lambda: checkpoints.what_is_wrong(found[0]) if found else "it is not there")
     if wrong is not None:
         say(f"The best checkpoint, of step {best.step}, cannot be used ({wrong}): the last one is the result.")
         best.step = trainer.state.global_step
@@ -346,7 +376,7 @@ def _take_best(run: Run, trainer: Sealed) -> None:
 
 
 def _stop_if_asked(run: Run) -> None:
-    if run.stop_requested:
+    if run.stops_here():
         raise Interrupted
 
 
@@ -400,7 +430,7 @@ def _preflight(
     with watch.time("result"):
         step = trainer.state.global_step
         metrics = _metrics(run, rows, None, step, recorder)
-        _leave_result(run, trainer.model, tokenizer, device, _card(run, rows, eval_rows, metrics, meter), metrics)
+        _leave_result(run, trainer.model, None, tokenizer, device, _card(run, rows, eval_rows, metrics, meter), metrics)
     longest_s, usual_s = recorder.times[-2:]
     watch.seconds["checkpoint"] = watch.seconds["longest"] - sum(recorder.times[:-1])
     watch.seconds["step"] = min(longest_s, usual_s)  # usual rows are not slower: more is noise
@@ -448,19 +478,26 @@ def _card(run: Run, rows: Rows, eval_rows: Rows | None, metrics: Mapping[str, An
 
 
 def _leave_result(
-    run: Run, model: Any, tokenizer: Any, device: weights.Device, card: str, metrics: Mapping[str, Any]
+    run: Run,
+    model: Any,
+    learned: Mapping[str, Any] | None,
+    tokenizer: Any,
+    device: weights.Device,
+    card: str,
+    metrics: Mapping[str, Any],
 ) -> None:
-    """The adapter, or the model, appears whole or not at all."""
+    """The adapter, or the model, appears whole or not at all. `learned`: its weights, where each GPU had a part of them."""
     whole = run.order.spec["method"] == "full"
     target = run.folder.model if whole else run.folder.adapter
     draft = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    if whole:
-        model.to(getattr(torch, device.dtype)).save_pretrained(
-            draft
-        )  # float32 was for learning; it is used as it was computed
+    if not whole:
+        model.save_pretrained(draft, selected_adapters=[LEARNING], state_dict=learned)
+    elif learned is None:  # float32 was for learning; it is used as it was computed
+        model.to(getattr(torch, device.dtype)).save_pretrained(draft)
     else:
-        model.save_pretrained(draft, selected_adapters=[LEARNING])
+        used = {name: weight.to(getattr(torch, device.dtype)) for name, weight in learned.items()}
+        model.save_pretrained(draft, state_dict=used)
     tokenizer.save_pretrained(draft)
     (draft / "README.md").write_text(card)
     checkpoints.make_durable(draft)

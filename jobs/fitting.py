@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs import batches
+from jobs import batches, parallel
 from jobs.estimate import Facts, Json, estimate
 
 SHORTEST_LENGTH, LENGTH_STEP = 128, 128
@@ -28,10 +28,52 @@ class Change:
 def what_fits(spec: Json, facts: Facts, room_bytes: int) -> list[Change]:
     """Changes that make the job need no more than `room_bytes`. Empty when nothing helps, or nobody knows its need."""
     if spec["kind"] == "finetune":
-        return list(_same_training(spec, facts, room_bytes)) or list(_other_training(spec, facts, room_bytes))
+        ways = (_same_training, _shared_otherwise, _other_training)
+        return next((found for way in ways if (found := list(way(spec, facts, room_bytes)))), [])
     if spec["kind"] in ("generate", "evaluate"):
         return list(_generations(spec, facts, room_bytes))
     return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How several GPUs share a training, and why so."""
+
+    way: str
+    why: str
+    #: On each GPU; None when nobody knows.
+    vram_bytes: int | None = None
+
+
+def sharing(spec: Json, facts: Facts, room_bytes: int | None) -> Sharing:
+    """The way that its document asks for, else the fastest that fits into `room_bytes` of each GPU. None: not limited.
+
+    Where none fits, the one that needs least: its refusal then says how far it is.
+    """
+    needs = {way: estimate({**spec, "parallel": way}, facts).vram_bytes for way in parallel.WAYS}
+    told = spec["parallel"]
+    if told != "auto":
+        return Sharing(way=told, why="as its document says", vram_bytes=needs[told])
+    whole = needs["ddp"]
+    if whole is None or room_bytes is None:
+        why = "what it needs is not known" if whole is None else "each slot takes the whole model"
+        return Sharing(way="ddp", why=why, vram_bytes=whole)
+    if whole <= room_bytes:
+        return Sharing(way="ddp", why="one GPU holds the whole model", vram_bytes=whole)
+    short = f"one GPU cannot hold the whole model with what learning needs ({_gib(whole)} of {_gib(room_bytes)})"
+    refused = parallel.no_fsdp(spec)
+    split, layers = needs["fsdp"] or 0, needs["device_map"] or 0
+    if refused is None and split <= room_bytes:
+        return Sharing(way="fsdp", why=f"{short}, and split between {spec['gpus']} it fits", vram_bytes=split)
+    beside = f"FSDP {refused}" if refused else f"split by FSDP it needs {_gib(split)}"
+    if layers <= room_bytes:
+        return Sharing(way="device_map", why=f"{short}, and {beside}", vram_bytes=layers)
+    way, need = min(("fsdp", split), ("device_map", layers), key=lambda each: each[1]) if not refused else ("device_map", layers)  # fmt: skip
+    return Sharing(way=way, why=f"{short}, and {beside}; no way fits", vram_bytes=need)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def micro_batch(spec: Json, facts: Facts, room_bytes: int) -> int | None:
@@ -49,6 +91,16 @@ def _same_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change
         found = _largest_batch(spec, facts, room_bytes, fields)
         if found and found.fields:
             yield found
+
+
+def _shared_otherwise(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
+    """Another way for several GPUs to share it."""
+    told = parallel.way(spec)
+    for way in parallel.WAYS if told else ():
+        possible = way != told and (way != "fsdp" or parallel.no_fsdp(spec) is None)
+        if possible and (found := _largest_batch(spec, facts, room_bytes, {"parallel": way})):
+            yield found
+            return
 
 
 def _other_training(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
@@ -79,11 +131,12 @@ def _sparing_methods(spec: Json, facts: Facts) -> Iterator[Json]:
 
 
 def _generations(spec: Json, facts: Facts, room_bytes: int) -> Iterator[Change]:
-    fewer: list[Json] = [{"batch_size": size} for size in range(1, spec["batch_size"])]
+    asked = spec["batch_size"] or 1
+    fewer: list[Json] = [{"batch_size": size} for size in range(1, asked)]
     if found := _most(spec, facts, room_bytes, fewer):
         yield found
         return
-    alone = {"batch_size": 1} if spec["batch_size"] > 1 else {}
+    alone = {"batch_size": 1} if asked > 1 else {}
     shorter: list[Json] = [
         {**alone, "max_new_tokens": count} for count in range(SHORTEST_ANSWER, spec["max_new_tokens"], ANSWER_STEP)
     ]

@@ -167,11 +167,15 @@ def read_template(path: Path) -> str:
 
 
 def template_file(paths: Mapping[str, str]) -> Path | None:
-    """The file of a job's chat template, where it is not the model's own: one that it names, or the one its adapter learnt with."""
+    """The file of a job's chat template, where it is not the model's own: one that it names, or the one its adapters learnt with."""
     if "chat_template" in paths:
         return Path(paths["chat_template"])
-    beside = Path(paths["adapter"]) / TEMPLATE if "adapter" in paths else None
-    return beside if beside is not None and beside.is_file() else None
+    adapters = [Path(place) for name, place in paths.items() if name == "adapter" or name.startswith("adapters.")]
+    beside = [folder / TEMPLATE for folder in adapters]
+    if not beside or not all(file.is_file() for file in beside):
+        return None
+    # several that learnt with different ones have the model's own in common
+    return beside[0] if len({file.read_bytes() for file in beside}) == 1 else None
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:

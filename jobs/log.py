@@ -1,9 +1,18 @@
 """Lines for log.txt: short, for people, and there at once."""
 
+_quiet = False
+
+
+def be_quiet() -> None:
+    """From now on this process says nothing: another one tells the same."""
+    global _quiet
+    _quiet = True
+
 
 def say(line: str) -> None:
     """One line for the log."""
-    print(line, flush=True)
+    if not _quiet:
+        print(line, flush=True)
 
 
 def clock_time(seconds: float) -> str:

@@ -212,6 +212,8 @@ class Job:
     max_attempts: int = 3
     #: What could be told before it runs: `steps`, `rows`, `tokens`... (jobs.estimate).
     estimate: Mapping[str, float] = field(default_factory=dict)
+    #: How its GPUs share a training, as it was chosen when it was accepted: `way`, `why` (jobs.fitting.sharing).
+    parallel: Mapping[str, str] = field(default_factory=dict)
     #: The sweep that it belongs to, by the id of the sweep's first job; what makes it different there; how many run at once.
     sweep: str = ""
     point: Mapping[str, Any] = field(default_factory=dict)
@@ -382,7 +384,7 @@ class Job:
         self._need(State.QUEUED, "edited")
         allowed = {"name", "tags", "priority", "rank", "gpus", "after", "not_before", "window", "held",
                    "max_runtime_s", "max_attempts", "spec", "next_fields", "vram_bytes", "estimate",
-                   "preflight_due", "measured"}  # fmt: skip
+                   "preflight_due", "measured", "parallel"}  # fmt: skip
         if unknown := set(changes) - allowed:
             raise ValueError(f"no step changes {sorted(unknown)}")
         return replace(self, **changes)

@@ -15,6 +15,8 @@ LOCAL_ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 PROVISIONAL = 10**17
 #: Fields that may name another job's result.
 RESULT_FIELDS = ("model", "adapter", "data", "eval_data")
+#: Fields that hold several, by names of their own.
+TABLES = ("adapters",)
 CONDITIONS = ("succeeded", "ended", "failed")
 WRONG_TOLD = 20
 
@@ -59,7 +61,10 @@ def numbered(spec: Spec, first: int) -> Spec:
     if not spec.dependencies:
         return spec
     changes: dict[str, Any] = {"after": tuple(_settled(text, first) for text in spec.after)}
-    changes |= {name: _settled(getattr(spec, name), first) for name, _ in spec.references}
+    for name, _ in spec.references:
+        field, _, key = name.partition(".")
+        value = changes.get(field, getattr(spec, field))
+        changes[field] = {**value, key: _settled(value[key], first)} if key else _settled(value, first)
     return spec.model_copy(update=changes)
 
 
@@ -133,10 +138,15 @@ def _references(document: dict[str, Any]) -> Iterator[tuple[str, str, _Put]]:
                 condition, colon, name = text.rpartition(":")
                 if not colon or condition in CONDITIONS:
                     yield "after", name, _Put(entries, at, condition + colon)
-    for field in RESULT_FIELDS:
-        text = document.get(field)
+    places: list[tuple[str, dict[str, Any], str]] = [(field, document, field) for field in RESULT_FIELDS]
+    for field in TABLES:
+        if isinstance(table := document.get(field), Mapping):
+            document[field] = own = dict(table)
+            places += [(f"{field}.{key}", own, key) for key in own]
+    for field, holder, key in places:
+        text = holder.get(key)
         if isinstance(text, str) and text.startswith("job:"):
-            yield field, text.removeprefix("job:"), _Put(document, field, "job:")
+            yield field, text.removeprefix("job:"), _Put(holder, key, "job:")
 
 
 def _is_number(text: str) -> bool:

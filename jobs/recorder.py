@@ -103,9 +103,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = self._step = state.global_step
-        control.should_evaluate = self.plan.evaluates_at(step) and not self.run.stop_requested
-        control.should_save = self.plan.saves(step) or self.run.stop_requested
-        control.should_training_stop = step >= self.plan.total or self.run.stop_requested
+        stops = self.run.stops_here()
+        control.should_evaluate = self.plan.evaluates_at(step) and not stops
+        control.should_save = self.plan.saves(step) or stops
+        control.should_training_stop = step >= self.plan.total or stops
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" in logs:
@@ -114,7 +115,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._beat("evaluating")
-        if self.run.stop_requested:
+        if self.run.stops_here():
             raise EvaluationStopped
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **_: Any) -> None:
@@ -128,6 +129,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tell("saving")
         step, folder = state.global_step, self.run.folder.checkpoints
+        self.run.ranks.meet()  # each of them has its random numbers in there
+        if not self.run.ranks.is_first:
+            return
         checkpoints.sync_file(self.run.folder.metrics)  # the curve must reach as far as the checkpoint
         checkpoints.seal(Path(args.output_dir) / f"checkpoint-{step}", folder, step)
         checkpoints.prune(folder, best=self.best.step)
@@ -138,7 +142,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def remember(self, checkpoint: Path) -> None:
         """Leave our own memory in a checkpoint."""
-        write_json(checkpoint / RECORDER, {**vars(self.memory), "watch": self.watch.memory()})
+        if self.run.ranks.is_first:
+            write_json(checkpoint / RECORDER, {**vars(self.memory), "watch": self.watch.memory()})
 
     def recall(self, checkpoint: Path) -> None:
         """Take it up again. The evaluations are in metrics.jsonl."""

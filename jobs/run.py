@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any, Self
 
 from jobs.model import Cause
+from jobs.ranks import ALONE, Ranks
 from jobs.rundir import RunDir, append_json_line, read_json, write_json
 from jobs.tensorboard import EventFile
 
@@ -69,10 +70,10 @@ class Order:
 
 
 class Run:
-    """One attempt, seen from inside."""
+    """One attempt, seen from inside. Where it has several processes, the first one's word is the attempt's."""
 
-    def __init__(self, folder: RunDir, order: Order, *, now: Callable[[], float] = time.time):
-        self.folder, self.order = folder, order
+    def __init__(self, folder: RunDir, order: Order, ranks: Ranks = ALONE, *, now: Callable[[], float] = time.time):
+        self.folder, self.order, self.ranks = folder, order, ranks
         self.stop_requested = False
         self._now = now
         self.began = time.monotonic()
@@ -85,8 +86,12 @@ class Run:
 
     def dump_stacks_on_sigusr1(self) -> None:
         """From now on SIGUSR1 writes every thread's stack to stacks.txt, even from inside a call into C."""
-        self._stacks = self.folder.stacks.open("w")
+        self._stacks = self.folder.rank_stacks(self.ranks.number).open("w")
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
+
+    def stops_here(self) -> bool:
+        """Whether to stop at this step, because any of its processes was asked to: they must do it at the same one."""
+        return self.ranks.any(self.stop_requested)
 
     def _ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
         self.stop_requested = True
@@ -109,6 +114,8 @@ class Run:
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Tell how far it is. A beat for the watchdog, too: call it at every step."""
+        if not self.ranks.is_first:
+            return
         self._told = {
             "fence": self.order.fence,
             "phase": phase if phase is not None else self._told.get("phase", ""),
@@ -128,6 +135,8 @@ class Run:
 
     def metrics(self, step: int, **values: float | None) -> None:
         """Add a line to metrics.jsonl, and to TensorBoard's file."""
+        if not self.ranks.is_first:
+            return
         line = {"step": step, **values, "time": self._now()}
         if self._events is None:
             self._events = EventFile.of(self.folder, self.order.attempt)

@@ -12,7 +12,8 @@ output/            results                                                    (c
 result.json        how the attempt ended, in the child's words                (child)
 exit.json          how the child's process ended, in its keeper's words       (worker)
 preview.json       first rows as the model sees them, lengths, what is cut    (child)
-stacks.txt         stack of every thread, when it hung                        (child)
+stacks.txt         stack of every thread, when it hung; stacks-1.txt and on   (child)
+                   are those of the other processes, where it has several
 gpu.json           what its slots did at that moment                          (worker)
 preflight.json     what the preflight measured, and an answer of the model    (child)
 exports.json       what each export was made of                               (child)
@@ -80,6 +81,17 @@ class RunDir:
     @property
     def stacks(self) -> Path:
         return self.path / "stacks.txt"
+
+    def rank_stacks(self, rank: int) -> Path:
+        return self.path / f"stacks-{rank}.txt" if rank else self.stacks
+
+    @property
+    def rank_results(self) -> Path:
+        """How each process of an attempt on several GPUs ended; only while it runs."""
+        return self.path / ".ranks"
+
+    def rank_result(self, rank: int) -> Path:
+        return self.rank_results / f"{rank}.json"
 
     @property
     def preview(self) -> Path:

@@ -26,7 +26,7 @@ PROJECT = "overnight"
 def join(trainer: Any, run: Run) -> None:
     """Let a trainer tell the trackers that its orders name. Nobody is told when there are none."""
     names = run.order.rig.get("trackers") or ()
-    if not names:
+    if not names or not run.ranks.is_first:
         return
     _name_the_run(trainer, run)
     for name in names:

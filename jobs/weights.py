@@ -3,13 +3,14 @@
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.causes import NETWORK_PACKAGES, chain, is_disk_full
 from jobs.light_tokenizer import read_template, template_file
 from jobs.model import Cause
+from jobs.parallel import way
 from jobs.run import JobError, Order
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -25,6 +26,8 @@ class Sources:
     model: str
     revision: str | None = None
     adapter: str | None = None
+    #: Several by their names; "" for the model itself.
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_local(self) -> bool:
@@ -37,6 +40,8 @@ class Device:
 
     name: str
     dtype: str
+    #: Over how many GPUs one process lays the layers of the model.
+    gpus: int = 1
 
     @property
     def is_gpu(self) -> bool:
@@ -47,10 +52,11 @@ def sources(order: Order) -> Sources:
     """The model and adapter of these orders."""
     model = order.paths.get("model") or str(order.spec["model"])
     adapter = order.paths.get("adapter")
+    adapters = {name: order.paths.get(f"adapters.{name}", "") for name in order.spec.get("adapters") or ()}
     if model.startswith("/"):
-        return Sources(model=model, adapter=adapter)
+        return Sources(model=model, adapter=adapter, adapters=adapters)
     name, _, revision = model.partition("@")
-    return Sources(model=name, revision=revision or None, adapter=adapter)
+    return Sources(model=name, revision=revision or None, adapter=adapter, adapters=adapters)
 
 
 def folder(order: Order) -> Path:
@@ -72,10 +78,11 @@ def device(spec: Mapping[str, Any]) -> Device:
         if spec["dtype"] == "float16":
             raise JobError(Cause.BAD_INPUT, "A CPU cannot compute in float16.", "Set dtype to auto or float32.")
         return Device(name="cpu", dtype="float32" if spec["dtype"] == "auto" else spec["dtype"])
-    if torch.cuda.device_count() > 1:
-        raise JobError(Cause.BAD_INPUT, f"A {spec['kind']} job uses one GPU.", "Submit it with gpus: 1.")
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and way(spec) != "device_map":
+        raise JobError(Cause.BAD_INPUT, f"This process uses one GPU and sees {gpus}.", "Set CUDA_VISIBLE_DEVICES to one.")  # fmt: skip
     best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return Device(name="cuda", dtype=best if spec["dtype"] == "auto" else spec["dtype"])
+    return Device(name="cuda", dtype=best if spec["dtype"] == "auto" else spec["dtype"], gpus=gpus)
 
 
 def limit_threads() -> None:
@@ -136,6 +143,17 @@ def load_config(order: Order) -> Any:
         raise unusable from error
 
 
+def load_generation_config(order: Order) -> Any:
+    """What the model's folder says about generating; nothing where it does not."""
+    from transformers import GenerationConfig
+
+    source = sources(order)
+    try:
+        return GenerationConfig.from_pretrained(source.model, revision=source.revision)
+    except OSError:  # many models have no such file
+        return GenerationConfig()
+
+
 def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", quantization: Any = None) -> Any:
     """The model on its device, with its adapter. To generate, the adapter is merged into the weights.
 
@@ -151,7 +169,7 @@ def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", qu
             revision=source.revision,
             dtype=getattr(torch, dtype or to.dtype),
             quantization_config=quantization,
-            device_map={"": to.name} if quantization is not None else None,
+            device_map=_device_map(to, quantization),
             use_safetensors=True,
             trust_remote_code=remote_code(order),
         )
@@ -162,7 +180,7 @@ def load_model(order: Order, to: Device, *, trainable: bool, dtype: str = "", qu
     if source.adapter:
         model = _with_adapter(model, Path(source.adapter), trainable=trainable)
     try:
-        if quantization is None:
+        if quantization is None and to.gpus == 1:
             model.to(to.name)
     except torch.OutOfMemoryError as error:
         # a smaller batch would not help, so none is proposed
@@ -191,19 +209,52 @@ def few_bits(name: str, to: Device, *, double: bool = False) -> Any:
     )
 
 
-def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
-    from peft import PeftModel
+def _device_map(to: Device, quantization: Any) -> Any:
+    """What from_pretrained places itself: layers over several GPUs, and weights that it quantises on the way."""
+    if to.gpus > 1:
+        return "balanced"
+    return {"": to.name} if quantization is not None else None
 
-    if not (adapter / ADAPTER_WEIGHTS).is_file() or not (adapter / ADAPTER_CONFIG).is_file():
-        hint = "Only adapters saved as safetensors are loaded."
-        raise JobError(Cause.BAD_INPUT, f"The adapter has no {ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}.", hint)
+
+def put_on(model: Any, adapters: Mapping[str, str]) -> Any:
+    """The model with several adapters beside its weights, by their names: none is merged, and one at a time is switched on."""
+    adapted = model
+    for name, place in adapters.items():
+        folder = _checked_adapter(Path(place), name)
+        try:
+            if adapted is model:
+                adapted = _peft_model(model, folder, adapter_name=name)
+            else:
+                adapted.load_adapter(str(folder), adapter_name=name)
+        except Exception as error:  # as above
+            if (unusable := _unusable(error, f"The adapter {name}", local=True)) is None:
+                raise
+            raise unusable from error
+    return adapted.eval()
+
+
+def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
+    folder = _checked_adapter(adapter)
     try:
-        adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        adapted = _peft_model(model, folder, is_trainable=trainable)
     except Exception as error:  # as above
         if (unusable := _unusable(error, "The adapter", local=True)) is None:
             raise
         raise unusable from error
     return adapted if trainable else adapted.merge_and_unload()
+
+
+def _peft_model(model: Any, folder: Path, **options: Any) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder), **options)
+
+
+def _checked_adapter(folder: Path, name: str = "") -> Path:
+    if not (folder / ADAPTER_WEIGHTS).is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        which, hint = f"The adapter {name}".rstrip(), "Only adapters saved as safetensors are loaded."
+        raise JobError(Cause.BAD_INPUT, f"{which} has no {ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}.", hint)
+    return folder
 
 
 def remote_code(order: Order) -> bool:

@@ -54,16 +54,24 @@ ENVIRONMENT = {
 
 
 def start(
-    folder: RunDir, *, free_bytes: int | None = None, dies_at: int | None = None, starves_above: int | None = None
+    folder: RunDir,
+    *,
+    free_bytes: int | None = None,
+    dies_at: int | None = None,
+    starves_above: int | None = None,
+    as_gpus: bool = False,
 ) -> ForkServerProcess:
     """Start the attempt in a process of its own; its output goes to log.txt.
 
     `free_bytes`: what it is told of its disk. `dies_at`: it is killed as soon as it has written this step's metrics.
-    `starves_above`: more rows at once than this are out of a GPU's memory.
+    `starves_above`: more rows at once than this are out of a GPU's memory. `as_gpus`: accelerate takes its processes for
+    GPUs: on CPUs it would not split a model.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jobs.finetune", "jobs.generate", "jobs.evaluate"])
-    process = context.Process(target=_attempt, args=(str(folder.path), free_bytes, dies_at, starves_above), daemon=True)
+    process = context.Process(
+        target=_attempt, args=(str(folder.path), free_bytes, dies_at, starves_above, as_gpus), daemon=True
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -71,8 +79,10 @@ def start(
     return process
 
 
-def _attempt(path: str, free_bytes: int | None, dies_at: int | None, starves_above: int | None) -> None:
+def _attempt(path: str, free_bytes: int | None, dies_at: int | None, starves_above: int | None, as_gpus: bool) -> None:
     folder = RunDir(Path(path))
+    if as_gpus:
+        _pretend_gpus()
     if starves_above is not None:
         _starve_above(starves_above)
     if dies_at is not None:
@@ -91,7 +101,7 @@ def _die_at(last: int) -> None:
 
     def metrics(run: Run, step: int, **values: float | None) -> None:
         write(run, step, **values)
-        if step >= last:
+        if step >= last and run.ranks.is_first:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Run.metrics = metrics  # type: ignore[method-assign]
@@ -109,6 +119,13 @@ def _starve_above(rows: int) -> None:
         return super(Sealed, trainer).training_step(model, inputs, *rest)
 
     Sealed.training_step = training_step
+
+
+def _pretend_gpus() -> None:
+    from accelerate.state import DistributedType, PartialState
+
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 
 
 def finish(folder: RunDir, *, within_s: float = 120.0) -> int | None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,23 @@ def write_model(folder: Path, config: Mapping[str, Any], *, dtype: str = "BF16",
         write_header(folder / name, {t: shape for t, shape in tensors if places[t] == name}, dtype)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     return folder
+
+
+def write_by_chance(base: Path, folder: Path, shape: Mapping[str, int]) -> None:
+    """A whole model of a Llama's shape with weights of chance, and the tokenizer of another; by a process of its own, which loads torch."""
+    program = (
+        "import json, sys, torch; from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer\n"
+        "base, target, shape = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
+        "config = AutoConfig.from_pretrained(base)\n"
+        "[setattr(config, key, value) for key, value in shape.items()]\n"
+        "config.head_dim = shape['hidden_size'] // shape['num_attention_heads']\n"
+        "config.max_position_embeddings = 16384\n"
+        "config.vocab_size = 128256; config.layer_types = None\n"
+        "torch.manual_seed(1)\n"
+        "AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(target)\n"
+        "AutoTokenizer.from_pretrained(base).save_pretrained(target)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, base, folder, json.dumps(shape)], check=True)
 
 
 def copy_tokenizer(model: Path, folder: Path) -> Path:

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from resource import struct_rusage
 
 import jobs.command  # noqa: F401 - a forked command must not wait for its import
 from jobs.__main__ import main as run_folder
-from jobs.process import die_with_parent
+from jobs.process import execute, fork
 from jobs.rundir import RunDir
 
 
@@ -48,56 +46,13 @@ class Child:
 
 def start(folder: RunDir, environment: Mapping[str, str], *, warm: bool) -> Child:
     """Start the attempt that the folder describes; its output goes to log.txt."""
-    return _fork(folder, environment) if warm else _exec(folder, environment)
-
-
-def _fork(folder: RunDir, environment: Mapping[str, str]) -> Child:
-    parent = os.getpid()
-    pid = os.fork()
-    if pid:
-        return Child(pid)
-    code = 1
-    try:
-        die_with_parent(signal.SIGKILL, parent)
-        _redirect(folder)
-        for sig in (signal.SIGTERM, signal.SIGALRM, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(sig, signal.SIG_DFL)
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(folder.path)
-        code = run_folder(folder.path)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # nothing of the worker's own clean-up may run here
-
-
-def _exec(folder: RunDir, environment: Mapping[str, str]) -> Child:
-    parent = os.getpid()
-    with folder.log.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", str(folder.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**environment, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
-            cwd=folder.path,
-            preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent),
-        )
-    process.returncode = 0  # collected by `Child.wait` with its resource usage, not by Popen
-    return Child(process.pid)
-
-
-def _redirect(folder: RunDir) -> None:
     log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    null = os.open(os.devnull, os.O_RDONLY)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    try:
+        if warm:
+            return Child(fork(lambda: run_folder(folder.path), environment, folder.path, log))
+        return Child(execute(["-m", "jobs", str(folder.path)], environment, folder.path, log))
+    finally:
+        os.close(log)
 
 
 def _ended(code: int, usage: struct_rusage) -> Ended:

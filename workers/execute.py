@@ -10,6 +10,7 @@ from typing import TypeVar
 import redis
 from rq import get_current_job
 
+from daemon.fit import settled
 from daemon.for_recipes import environment_for, settings_for
 from daemon.places import resolve
 from daemon.rig import Slot
@@ -64,7 +65,7 @@ def run_attempt(job_id: str, fence: int) -> None:
         leave_bad_start(folder, job, error)
         return
     # a command's driver is light: it is forked even from a worker that has not preloaded
-    warm = job.kind not in RECIPES or (warm_start.ready and job.gpus == 1 and not needs_cold_start(order.spec))
+    warm = job.kind not in RECIPES or (warm_start.ready and not needs_cold_start(order.spec))
     try:
         leased_at = renew_lease(job, settings, store) if settings.redis_url is not None else time.monotonic()
     except InvalidTransition as error:
@@ -80,14 +81,16 @@ def prepare(folder: RunDir, job: Job, settings: Settings, store: Store) -> Order
     for stale in (folder.result, folder.exit, folder.progress):
         stale.unlink(missing_ok=True)
     spec = job.effective_spec
+    paths = resolve(spec, settings, settings.runs, get_job=store.get)
+    memory_bytes = min((slot.memory_bytes for slot in _slots(settings, store) if slot.id in job.slots), default=0)
     order = Order(
         job_id=job.id,
         attempt=job.attempt,
         fence=job.fence,
         resume=not all(run.preflight for run in job.attempts[:-1]) and not job.attempts[-1].preflight,
         preflight=job.attempts[-1].preflight,
-        spec=spec,
-        paths=resolve(spec, settings, settings.runs, get_job=store.get),
+        spec=settled(spec, job.parallel, paths, memory_bytes),
+        paths=paths,
         allow_remote_code=spec.get("model") in settings.allow_remote_code,
         rig=settings_for(spec, settings),
     )
@@ -129,8 +132,12 @@ def until_answered(call: Callable[[], T]) -> T:
             time.sleep(RETRY_PAUSE_S)
 
 
+def _slots(settings: Settings, store: Store) -> list[Slot]:
+    return [Slot.from_json(record) for record in store.rigs().get(settings.rig, {}).get("slots", [])]
+
+
 def _environment(order: Order, job: Job, settings: Settings, store: Store) -> dict[str, str]:
-    slots = [Slot.from_json(record) for record in store.rigs().get(settings.rig, {}).get("slots", [])]
+    slots = _slots(settings, store)
     index = next((slot.index for slot in slots if slot.id == job.slots[0]), 0)
     wanted = order.spec.get("secrets") or ()
     known = read_secrets(settings.secrets_file) if wanted else {}

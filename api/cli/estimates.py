@@ -70,6 +70,8 @@ def _lines(view: Mapping[str, Any]) -> Iterator[str]:
     )
     if view.get("preflight"):
         yield "Preflight: yes, a few real steps first, ahead of the queue (--no-preflight leaves it out)"
+    if shared := view["parallel"]:
+        yield f"GPUs: {output.clean_line(shared['way'])}, because {output.clean_line(shared['why'])}"
     if view["vram_bytes"] is None:
         yield f"Memory: not known, {view['unknown'].get('vram_bytes', '')}"
     else:

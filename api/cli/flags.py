@@ -19,9 +19,15 @@ from jobs.spec import FILE_FIELDS, KINDS, JobSpec
 Json = dict[str, Any]
 
 #: Flags whose name is not the field's.
-NAMES = {"tags": ("--tag", "--tags"), "max_runtime_s": ("--max-runtime", "--max-runtime-s")}
+NAMES = {
+    "tags": ("--tag", "--tags"),
+    "max_runtime_s": ("--max-runtime", "--max-runtime-s"),
+    "max_new_tokens": ("--max-new-tokens", "--max-tokens"),
+}
 #: Fields that are not a flag: the command itself, and what follows `--`.
 NOT_FLAGS = {"kind", "argv"}
+#: Lists of texts that may have commas and spaces of their own.
+WHOLE_TEXTS = {"stop"}
 NESTED = "__"
 
 
@@ -129,6 +135,8 @@ def _value(path: tuple[str, ...], field: FieldInfo, value: Any) -> Any:
         return dict(value)
     if shape is not list:
         return value
+    if path[-1] in WHOLE_TEXTS:
+        return list(value)
     items = [part.strip() for item in value for part in str(item).split(",") if part.strip()]
     return items[0] if path[-1] == "target_modules" and len(items) == 1 else items
 

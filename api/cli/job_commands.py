@@ -168,6 +168,7 @@ def _facts(job: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("job", f"{job['id']} {job['name']}"),
         ("kind", f"{job['kind']}, {job['gpus']} GPU{'s' if job['gpus'] != 1 else ''}, priority {job['priority']}"),
+        ("parallel", f"{shared['way']}: {output.clean_line(shared['why'])}" if (shared := job.get("parallel")) else ""),
         ("tags", " ".join(job.get("tags") or ())),
         ("state", job["state"]),
         (

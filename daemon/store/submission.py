@@ -131,6 +131,7 @@ def new_job(spec: Spec, number: int, now: float, outlook: Outlook = UNKNOWN) -> 
         vram_bytes=round(spec.vram_gib * 2**30) if spec.vram_gib else outlook.vram_bytes,
         estimate=outlook.estimate,
         preflight_due=outlook.preflight,
+        parallel=outlook.parallel,
         after=spec.dependencies,
         not_before=spec.not_before,
         window=spec.window,

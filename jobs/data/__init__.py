@@ -3,7 +3,7 @@
 Each format and each shape has a module:
 
     files       formats told apart: json_rows (JSONL, JSON), csv_rows, arrow_rows (Parquet, Arrow, `datasets` folders)
-    shapes      shapes told apart: chat, sharegpt, alpaca, pairs, preference
+    shapes      shapes told apart: chat, sharegpt, alpaca, pairs, preference, openai_batch
     checking    a whole file at once
 
 Does not know what a job is, nor what tokens are (jobs.encoding). Reads one row at a time.
@@ -11,7 +11,7 @@ Does not know what a job is, nor what tokens are (jobs.encoding). Reads one row 
 
 from jobs.data.chat import checked_messages
 from jobs.data.checking import DataReport, check, check_prompts, check_training, training_rows
-from jobs.data.files import format_of, identity, needs_pyarrow, read_rows, sha256_of, unit_of
+from jobs.data.files import format_of, identity, needs_pyarrow, read_rows, scan, sha256_of, unit_of
 from jobs.data.problems import InvalidData, RowError
 from jobs.data.shapes import (  # fmt: skip
     KNOWN_FIELDS,
@@ -45,6 +45,7 @@ __all__ = [
     "needs_pyarrow",
     "prompt_shape",
     "read_rows",
+    "scan",
     "sha256_of",
     "training_rows",
     "training_rows_of",

@@ -79,7 +79,7 @@ class _Check:
                 self.wrong += 1
                 if len(self.errors) < TOLD:
                     self.errors.append(RowError(line, str(error)))
-        if self.errors:
+        if self.errors and not (self.reading.tolerant and self.rows):
             raise InvalidData.of(self.path, self.errors, self.wrong, unit_of(self.path))
         if self.first is None:
             raise InvalidData(self.path, None, "the file has no rows")
@@ -91,13 +91,23 @@ class _Check:
             longest_bytes=self.longest_bytes,
             format=format_of(self.path),
             source=self.first.source,
-            conversions=tuple(_counted(note, count, self.rows) for note, count in self.notes.items()),
+            conversions=(*self._conversions(), *self._tolerated()),
         )
+
+    def _conversions(self) -> Iterator[str]:
+        return (_counted(note, count, self.rows) for note, count in self.notes.items())
+
+    def _tolerated(self) -> Iterator[str]:
+        """The rows that will have an error in place of an answer."""
+        for error in self.errors:
+            yield f"{unit_of(self.path)} {error.line} will have an error: {error.message}"
+        if (more := self.wrong - len(self.errors)) > 0:
+            yield f"… and {more} more"
 
     def _take(self, row: Row) -> None:
         found = convert(row, self.reading)
         if self.reading.objective == "generate":
-            self._take_id(row)
+            self._take_id(found.row)
         if self.first is not None and found.shape != self.first.shape:
             raise ValueError(
                 f"has {words(found.shape)}, but the rows before have {words(self.first.shape)}; one file holds one shape"
@@ -110,13 +120,16 @@ class _Check:
         self.text_bytes, self.longest_bytes = self.text_bytes + row_bytes, max(self.longest_bytes, row_bytes)
 
     def _take_id(self, row: Row) -> None:
-        if (given := row.get("id")) is None:
+        name = "custom_id" if "custom_id" in row else "id"
+        if (given := row.get(name)) is None:
             return
         if isinstance(given, bool) or not isinstance(given, (str, int)):
-            raise ValueError("`id` must be a text or a whole number")
-        if str(given) in self.ids:
-            raise ValueError(f"`id` {str(given)[:60]!r} was used before")
-        self.ids.add(str(given))
+            raise ValueError(f"`{name}` must be a text or a whole number")
+        # answers of several adapters to one prompt are prompts of one id
+        known = f"{given}\0{row['adapter']}" if row.get("adapter") else str(given)
+        if known in self.ids:
+            raise ValueError(f"`{name}` {str(given)[:60]!r} was used before")
+        self.ids.add(known)
 
 
 def _counted(note: str, count: int, rows: int) -> str:

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jobs.data import alpaca, chat, pairs, preference, sharegpt
+from jobs.data import alpaca, chat, openai_batch, pairs, preference, sharegpt
 from jobs.data.values import Notes, Row, full_text, has, text
 
-Shape = Literal["messages", "prompt_completion", "text", "preference", "unpaired", "prompt", "messages prompts"]
+Shape = Literal[
+    "messages", "prompt_completion", "text", "preference", "unpaired", "prompt", "messages prompts", "batch request"
+]
 Convert = Callable[[Row, Notes], Row]
 
 #: Fields that a row may have, for `data_fields` and for the head of a CSV file.
 KNOWN_FIELDS = (
     "messages", "conversations", "conversation", "prompt", "completion", "text", "instruction", "input", "output",
     "system", "history", "chosen", "rejected", "preferred_output", "non_preferred_output", "label", "kto_tag", "tools",
-    "functions", "id",
+    "functions", "id", "adapter", "custom_id", "body",
 )  # fmt: skip
 #: Objectives by what they learn from; every other one learns like `sft`.
 PREFERRING = frozenset({"dpo", "orpo", "cpo", "simpo", "ipo"})
@@ -47,17 +49,21 @@ class Converted:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a job reads its rows. `fields`: a file's own names of columns, and the known ones that they are read as."""
+    """How a job reads its rows. `fields`: a file's own names of columns, and the known ones that they are read as.
+
+    `tolerant`: rows that are wrong are reported by the job itself, and are no reason to refuse the file.
+    """
 
     objective: str = "sft"
     fields: tuple[tuple[str, str], ...] = ()
+    tolerant: bool = False
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Reading":
         """As a job document says."""
         fields = tuple(sorted((document.get("data_fields") or {}).items()))
         if document.get("kind") == "generate":
-            return cls("generate", fields)
+            return cls("generate", fields, document.get("bad_rows") == "report")
         return cls(str(document.get("objective") or "sft"), fields)
 
     def named(self, row: Row) -> Row:
@@ -104,6 +110,7 @@ def words(shape: Shape) -> str:
     return {
         "prompt_completion": "`prompt`/`completion`",
         "messages prompts": "`messages`",
+        "batch request": "`custom_id`/`body`",
         "preference": "`chosen`/`rejected`",
         "unpaired": "`completion`/`label`",
     }.get(shape, f"`{shape}`")
@@ -150,6 +157,8 @@ def _judged(row: Row) -> Converted:
 
 
 def _prompt(row: Row) -> Converted:
+    if openai_batch.is_request(row):
+        return _as("batch request", "OpenAI batch", openai_batch.request, row)
     notes: Notes = {}
     if has(row, "messages") or (has(row, *sharegpt.FIELDS) and not has(row, "prompt")):
         own = has(row, "messages")

@@ -1,7 +1,7 @@
 """Words that every kind of job document shares: names, references, types of fields, the fields of every job."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -130,9 +130,16 @@ class JobSpec(Document):
     @property
     def references(self) -> Iterator[tuple[str, str]]:
         """Fields that name another job's result, with that job's id."""
-        for field_name in ("model", "adapter", "data", "eval_data"):
-            if match := JOB_REFERENCE.fullmatch(str(getattr(self, field_name, None) or "")):
-                yield field_name, match[1]
+        yield from self.referring(
+            (name, getattr(self, name, None)) for name in ("model", "adapter", "data", "eval_data")
+        )
+
+    @staticmethod
+    def referring(fields: Iterable[tuple[str, object]]) -> Iterator[tuple[str, str]]:
+        """Those of these fields that name a job, with its id."""
+        for name, value in fields:
+            if match := JOB_REFERENCE.fullmatch(str(value or "")):
+                yield name, match[1]
 
     @property
     def dependencies(self) -> tuple[str, ...]:

@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from jobs import batches
+from jobs import batches, parallel
 from jobs.spec.common import DataFields, Document, Line, ModelSpec, PreflightSpec, Text
 from jobs.spec.export import ExportFormat
 
 Method = Literal["lora", "qlora", "full"]
 Objective = Literal["sft", "dpo", "kto"]
+#: How several GPUs share one training; names as accelerate's users know them.
+Parallel = Literal["auto", "ddp", "fsdp", "device_map"]
 Optimizer = Literal[
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "lion_32bit",
     "paged_lion_8bit", "paged_lion_32bit", "adafactor", "sgd",
@@ -103,6 +105,7 @@ class FinetuneSpec(ModelSpec, PreflightSpec):
     per_device_train_batch_size: PositiveInt = Field(USUAL_MICRO_BATCH, le=4096)
     per_device_eval_batch_size: PositiveInt = Field(4, le=4096)
     gradient_accumulation_steps: PositiveInt = Field(USUAL_ACCUMULATION, le=MOST_ROWS_PER_STEP)
+    parallel: Parallel = Field("auto", description="With several GPUs: ddp (each learns from its own rows), fsdp (they share the weights, too), device_map (each holds some layers); chosen by the estimate when auto.")  # fmt: skip
     max_length: int = Field(1024, ge=8, le=1_048_576)
     packing: bool = False
     assistant_only_loss: bool = Field(True, description="Learn the assistant's words only (messages).")
@@ -166,11 +169,14 @@ class FinetuneSpec(ModelSpec, PreflightSpec):
         return self
 
     def _wrong_batch(self) -> str | None:
-        product = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        product = batches.rows_per_step(self.model_dump())
+        if self.effective_batch_size and self.effective_batch_size % self.gpus:
+            return f"effective_batch_size: {self.effective_batch_size} rows cannot be shared evenly by {self.gpus} GPUs"
         if self.effective_batch_size not in (None, product):
+            gpus = f" x {self.gpus} GPUs" if self.gpus > 1 else ""
             return (
                 f"effective_batch_size: is {self.effective_batch_size}, but per_device_train_batch_size "
-                f"{self.per_device_train_batch_size} x gradient_accumulation_steps {self.gradient_accumulation_steps} "
+                f"{self.per_device_train_batch_size} x gradient_accumulation_steps {self.gradient_accumulation_steps}{gpus} "
                 f"is {product}; leave those two out, or make them fit"
             )
         if self.per_device_train_batch_size < batches.least(self.objective):
@@ -178,6 +184,10 @@ class FinetuneSpec(ModelSpec, PreflightSpec):
         return None
 
     def _wrong_method(self) -> str | None:
+        if self.parallel != "auto" and self.gpus == 1:
+            return "parallel: says how several GPUs share the work; set gpus to 2 or more, or leave it out"
+        if self.parallel == "fsdp" and (why := parallel.no_fsdp(self.model_dump())):
+            return f"parallel: fsdp {why}; leave it out, and the rig chooses"
         if self.method == "full" and self.lora != LoraSpec():
             return "lora: a full fine-tune has no adapter; leave it out, or set method to lora"
         if self.method == "full" and self.adapter:
@@ -232,15 +242,16 @@ def _batches(document: Mapping[str, Any]) -> dict[str, int]:
     With `effective_batch_size` alone the least micro-batch is written down, and the attempt finds how many fit
     (jobs.fitting.micro_batch). That is what the planner needs to know: it can run wherever the least one can.
     """
-    whole, micro, accumulation = (
+    whole, micro, accumulation, gpus = (
         document.get(name) if type(document.get(name)) is int and document[name] > 0 else None
-        for name in ("effective_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+        for name in ("effective_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "gpus")
     )
     if whole is None:
         return {
             "per_device_train_batch_size": USUAL_MICRO_BATCH,
             "gradient_accumulation_steps": USUAL_ACCUMULATION,
         }
+    each = whole // (gpus or 1)
     if micro is None:
-        micro = whole // accumulation if accumulation else min(whole, batches.least(document.get("objective")))
-    return {"per_device_train_batch_size": max(1, micro), "gradient_accumulation_steps": max(1, whole // max(1, micro))}
+        micro = each // accumulation if accumulation else min(each, batches.least(document.get("objective")))
+    return {"per_device_train_batch_size": max(1, micro), "gradient_accumulation_steps": max(1, each // max(1, micro))}

@@ -20,7 +20,9 @@ from checking import checking
 from closing import closing
 from commands import cli
 from figures import Figures
+from generation import generation
 from many import batch, drain
+from measuring import measuring
 from morning import page, phone
 from nights import nights
 from planning import planning
@@ -38,6 +40,8 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Figures]]] = {
     "warm": warm,
     "training": training,
     "preflight": checking,
+    "measuring": measuring,
+    "generation": generation,
     "drain": drain,
     "batch": batch,
     "idle": idle,

@@ -61,7 +61,11 @@ def test_an_unknown_slot_is_not_found(client: TestClient) -> None:
 
 
 def test_the_rig_tells_its_window_versions_and_health_but_no_password(settings: Settings, store: Store) -> None:
-    settings = settings.model_copy(update={"window": "22:00-08:00", "redis_url": "redis://me:hunter2@host:1/0"})
+    told = {
+        "redis_url": "redis://me:hunter2@host:1/0",
+        "tracker_variables": {"MLFLOW_TRACKING_URI": "https://me:hunter2@host/"},
+    }
+    settings = settings.model_copy(update={"window": "22:00-08:00", **told})
     app = create_app(settings, store, now=lambda: 1_795_000_000.0)  # 2026-11-18, 11:06 UTC
     headers = {"Authorization": f"Bearer {settings.token_file.read_text().strip()}"}
 
@@ -73,6 +77,7 @@ def test_the_rig_tells_its_window_versions_and_health_but_no_password(settings: 
     assert facts["health"]["redis"] is True
     assert facts["versions"]["fastapi"]
     assert facts["settings"]["redis_url"] == "redis://…@host:1/0"
+    assert facts["settings"]["tracker_variables"] == {"MLFLOW_TRACKING_URI": "https://…@host/"}
     assert "hunter2" not in answer.text
 
 

@@ -18,6 +18,7 @@ from daemon.settings import Settings
 from daemon.store import Store
 from jobs.model import End, Job, Outcome, State
 from jobs.rundir import run_dir
+from jobs.spec import dump, parse
 
 JOBS, ESTIMATE, FIT = "/api/v1/jobs", "/api/v1/estimate", "/api/v1/fit"
 GIB = 2**30
@@ -121,6 +122,39 @@ def test_a_command_fits_as_it_declares(client: TestClient, rigs: Rigs) -> None:
     assert client.post(JOBS, json={**COMMAND, "gpus": 2, "vram_gib": 7}).status_code == 201
     both = refused(client, {**COMMAND, "gpus": 2, "vram_gib": 20})
     assert both == {"vram_gib": "asks for 20 GiB on each GPU, the largest GPUs have 8 GiB"}
+
+
+def test_how_several_gpus_share_a_training_is_told_kept_and_carried_out(
+    client: TestClient, store: Store, rigs: Rigs, models: Path
+) -> None:
+    rigs(rig=(16, 16))
+    document = tune(gpus=2, effective_batch_size=8, max_length=2048, gradient_checkpointing=True)
+    view = client.post(ESTIMATE, json=document).json()
+    assert view["fits"] and view["parallel"]["way"] == "fsdp"
+    assert "one GPU cannot hold the whole model" in view["parallel"]["why"]
+
+    job = client.post(JOBS, json=document).json()
+    assert (job["parallel"], job["vram_bytes"]) == (view["parallel"], view["vram_bytes"])
+    assert job["spec"]["parallel"] == "auto"
+    kept = store.get(job["id"])
+    assert fit.settled(kept.effective_spec, kept.parallel, {}, 80 * GIB)["parallel"] == "fsdp"
+    page = client.get(f"/jobs/{job['id']}").text
+    assert "on 2 GPUs by fsdp (one GPU cannot hold the whole model" in page
+
+    changed = client.patch(f"{JOBS}/{job['id']}", json={"method": "qlora"}).json()
+    assert changed["parallel"] == {"way": "ddp", "why": "one GPU holds the whole model"}
+    alone = client.patch(f"{JOBS}/{job['id']}", json={"gpus": 1, "gradient_accumulation_steps": 8}).json()
+    assert alone["parallel"] is None
+
+
+def test_what_nobody_knew_at_submission_is_chosen_where_it_starts(models: Path) -> None:
+    spec = {"kind": "finetune", "gpus": 2, "parallel": "auto", "model": "llama-8b"}
+    document = dump(parse(tune(gpus=2, gradient_checkpointing=True)))
+    paths = {"model": str(models / "llama-8b")}
+    ways = {gib: fit.settled(document, {}, paths, gib * GIB)["parallel"] for gib in (0, 16, 80)}
+    assert ways == {0: "ddp", 16: "fsdp", 80: "ddp"}
+    assert fit.settled({**document, "parallel": "device_map"}, {}, paths, 80 * GIB)["parallel"] == "device_map"
+    assert fit.settled({**spec, "gpus": 1}, {}, {}, 80 * GIB)["parallel"] == "auto"
 
 
 def test_a_cpu_slot_takes_any_job(client: TestClient, models: Path) -> None:
@@ -420,6 +454,7 @@ def test_what_fits_is_refused_where_nobody_can_know(client: TestClient, rigs: Ri
     assert wrong(model="org/unheard-of", vram_gib=24) == [("model", "its model is still on the hub")]
     assert wrong(model="nope", vram_gib=24)[0][1].startswith("'nope' is not a model of this rig")
     assert wrong(model="/etc", vram_gib=24)[0][1].startswith("is outside the folders")
+    assert client.get(FIT, params={"model": "/a\0b", "vram_gib": 24}).status_code == 422
     known = client.get(FIT, params={"model": "Qwen/Qwen2.5-7B-Instruct", "vram_gib": 24}).json()
     assert known["models"][0]["parameters"] == 7_615_616_512
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from attempts import curve, log, run_folder
+from model_folders import write_by_chance
 
 from jobs.estimate import Facts, estimate
 from jobs.model_facts import read_model
@@ -61,19 +62,7 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     made = {}
     for name, shape in SHAPES.items():
         made[name] = tmp_path_factory.mktemp("models") / name.replace("/", "-")
-        program = (
-            "import json, sys, torch; from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer\n"
-            "base, target, shape = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
-            "config = AutoConfig.from_pretrained(base)\n"
-            "[setattr(config, key, value) for key, value in shape.items()]\n"
-            "config.head_dim = shape['hidden_size'] // shape['num_attention_heads']\n"
-            "config.max_position_embeddings = 16384\n"
-            "config.vocab_size = 128256; config.layer_types = None\n"
-            "torch.manual_seed(1)\n"
-            "AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(target)\n"
-            "AutoTokenizer.from_pretrained(base).save_pretrained(target)\n"
-        )
-        subprocess.run([sys.executable, "-c", program, tiny_model, made[name], json.dumps(shape)], check=True)
+        write_by_chance(tiny_model, made[name], shape)
     return made
 
 

@@ -24,7 +24,7 @@ def document(name: str) -> dict[str, Any]:
     return tomllib.loads((EXAMPLES / f"{name}.toml").read_text())
 
 
-@pytest.mark.parametrize("kind", ["finetune", "generate", "evaluate", "export", "command"])
+@pytest.mark.parametrize("kind", ["finetune", "generate", "evaluate", "export", "benchmark", "command"])
 def test_every_document_is_valid(kind: str) -> None:
     spec = parse(document(kind))
     assert (spec.kind, spec.window) == (kind, "any")

@@ -2,13 +2,18 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from attempts import exit_code, log, run_folder, start_cold
 
+from jobs import trackers
+from jobs.run import Order, Run
 from jobs.rundir import RunDir, read_json
+from jobs.spec import dump, parse
 
 DOCUMENT = {
     "kind": "finetune", "model": "tiny", "data": "rows", "name": "bolts", "max_steps": 2, "save_steps": 1,
@@ -36,12 +41,42 @@ def environment(folder: RunDir) -> dict[str, str]:
     }
 
 
-@pytest.mark.skipif(len(INSTALLED) == 3, reason="all of them are installed")
-def test_a_tracker_that_is_not_installed_is_told_and_changes_nothing(tmp_path: Path, tiny_model: Path) -> None:
-    folder = attempt(tmp_path / "1", tiny_model, 1)
-    assert exit_code(start_cold(folder, **environment(folder))) == 0, log(folder)
-    missing = [name for name in ("wandb", "trackio", "mlflow") if name not in INSTALLED]
-    assert all(f"Tracker {name} is not told: its package is not installed" in log(folder) for name in missing)
+class Trainer:
+    """What of a trainer is touched."""
+
+    def __init__(self) -> None:
+        self.args = SimpleNamespace(run_name=None, project=None)
+        self.callbacks: list[Any] = []
+
+    def add_callback(self, callback: Any) -> None:
+        self.callbacks.append(callback)
+
+
+def joined(folder: Path, names: list[str], **fields: Any) -> Trainer:
+    spec = dump(parse({**DOCUMENT, **fields}))
+    order = Order(job_id="7", attempt=1, fence=1, resume=False, spec=spec, rig={"trackers": names} if names else {})
+    trainer = Trainer()
+    trackers.join(trainer, Run(RunDir(folder), order))
+    return trainer
+
+
+def test_nobody_is_told_unless_the_rig_is_set_up_for_it(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    assert joined(tmp_path, []).callbacks == []
+    assert dict(os.environ) == before and not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_is_not_installed_is_told_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.setenv(name, "mine")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    trainer = joined(tmp_path, ["wandb", "mlflow"])
+    assert trainer.callbacks == [] and trainer.args.run_name == "bolts (job 7)"
+    out = capsys.readouterr().out
+    assert "Tracker wandb is not told: its package is not installed on the rig (pip install wandb)." in out
+    assert os.environ["WANDB_PROJECT"] == "mine"
 
 
 @pytest.mark.skipif(len(INSTALLED) < 3, reason="needs wandb, trackio and mlflow")
@@ -71,9 +106,6 @@ def test_all_of_them_are_told_and_a_resume_goes_on_with_the_same_runs(tmp_path: 
 def test_a_tracker_that_breaks_is_dropped_and_the_training_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jobs.run import Order, Run
-    from jobs.trackers import _guest
-
     class Broken:
         def __init__(self) -> None:
             self.told: list[str] = []
@@ -87,7 +119,7 @@ def test_a_tracker_that_breaks_is_dropped_and_the_training_goes_on(
 
     callback = Broken()
     run = Run(RunDir(tmp_path), Order(job_id="1", attempt=1, fence=1, resume=False, spec={}))
-    guest = _guest("wandb", callback, run)
+    guest = trackers._guest("wandb", callback, run)
     guest.on_train_begin(None, None, None)
     for _ in range(3):
         guest.on_log(None, None, None, logs={})

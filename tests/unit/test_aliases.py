@@ -139,3 +139,12 @@ def test_our_own_documents_are_left_alone() -> None:
 def test_no_alias_is_a_field_of_ours() -> None:
     assert not (set(MEANINGS) | set(LEFT_OUT)) & set(FinetuneSpec.model_fields)
     assert "r" in LoraSpec.model_fields  # inside `lora` our own names count
+
+
+def test_a_generation_takes_the_names_of_other_tools() -> None:
+    document = {"kind": "generate", "data": "d", "max_tokens": 64, "stop_strings": "END", "do_sample": False}
+    ours, notes = translate(document)
+    assert ours == {"kind": "generate", "data": "d", "max_new_tokens": 64, "stop": "END", "temperature": 0.0}
+    assert notes == ["max_tokens -> max_new_tokens", "stop_strings -> stop", "do_sample -> temperature = 0.0"]
+    with pytest.raises(InvalidSpec, match="max_tokens: means max_new_tokens = 64, and max_new_tokens says 32"):
+        translate({**document, "max_new_tokens": 32})
