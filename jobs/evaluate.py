@@ -77,7 +77,8 @@ def _rows(run: Run, measure: Measure, items: Sequence[Item], device: weights.Dev
     asked = sum(bool(one.expected) for one in items)
     say(f"{len(items)} rows, {asked} of them questions; {len(done)} measured before; on the {device.name} in {device.dtype}.")  # fmt: skip
     work(run, measure, items, left, file, done=len(done))
-    return file.finish(), len(done)
+    file.finish()
+    return list(file), len(done)
 
 
 def work(

@@ -28,7 +28,8 @@ def begun(tmp_path: Path) -> RowsFile:
 
 
 def test_rows_come_out_in_their_order(begun: RowsFile) -> None:
-    assert [row["index"] for row in begun.finish()] == [0, 2, 4]
+    begun.finish()
+    assert [row["index"] for row in begun] == [0, 2, 4]
     assert [row["index"] for row in read_json_lines(begun.path)] == [0, 2, 4]
 
 
@@ -38,7 +39,8 @@ def test_a_torn_end_is_cut_off_and_what_comes_next_stands_on_a_line_of_its_own(b
     again = file_in(begun.path.parent)
     assert again.resume() == {4, 2}
     again.append(rows(0, 1))
-    assert [row["index"] for row in again.finish()] == [0, 1, 2, 4]
+    again.finish()
+    assert [row["index"] for row in again] == [0, 1, 2, 4]
 
 
 def test_rows_of_another_order_are_never_mixed_in(begun: RowsFile) -> None:
