@@ -90,8 +90,9 @@ def continuous(widths: Widths, room: Room, lengths: Sequence[int], *, drawn: boo
     The cache holds the longest of them to their ends, so that none is ever thrown out and begun again.
     """
     longest_first = sorted(lengths, reverse=True)
+    most = room.most if widths.flash else min(room.most, _worth_it(widths, sum(lengths) / len(lengths)))
     page = PAGE_TOKENS_FLASH if widths.flash else PAGE_TOKENS
-    sequences, step = min(room.most, len(lengths)), room.step_tokens
+    sequences, step = min(most, len(lengths)), room.step_tokens
     while True:
         pages = sum(pages_of(length, page) for length in longest_first[:sequences])
         size = Size(sequences=sequences, pages=pages, step_tokens=max(step, sequences), page_tokens=page)
@@ -134,6 +135,15 @@ def parts(widths: Widths, size: Size, *, drawn: bool) -> dict[Part, int]:
 def pages_of(tokens: int, page_tokens: int) -> int:
     """Pages that hold so many tokens of one sequence, and the one that it grows into."""
     return math.ceil(tokens / page_tokens) + 1
+
+
+def _worth_it(widths: Widths, mean: float) -> int:
+    """Sequences beyond which attention costs more than all the rest, where each token's looks at the whole cache behind a mask.
+
+    Of one layer and one token: 4 FLOP for each number of the queries and each cached token, 2 FLOP for each weight.
+    """
+    weights = widths.hidden * (2 * widths.attention + 2 * widths.key_value + 3 * widths.feed_forward)
+    return max(1, int(weights / (2 * widths.attention) / mean))
 
 
 def _layer(widths: Widths, tokens: int) -> int:

@@ -18,7 +18,7 @@ RUN_S = 3600.0
 
 
 def generation(*, quick: bool) -> Iterator[Figures]:
-    """SmolLM2-135M, 64 prompts of 37 to 406 tokens, greedy: one by one, padded batches, continuous batching; tokens/s."""
+    """SmolLM2-135M, 64 prompts of 38 to 367 tokens, greedy: one by one, padded batches, continuous batching; tokens/s."""
     model = demo_model.prepare(MODELS, layers=2 if quick else None)
     argv = [sys.executable, Path(__file__).with_name("generation_modes.py"), model, 16 if quick else PROMPTS, 8 if quick else NEW_TOKENS]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}  # fmt: skip

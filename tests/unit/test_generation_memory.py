@@ -41,17 +41,28 @@ def test_a_size_fits_and_holds_the_longest(
 def test_more_memory_takes_more_at_once() -> None:
     lengths = [1024] * 500
     found = [
-        continuous(LLAMA_8B, room(free * GIB, on_gpu=True, most=None), lengths, drawn=False) for free in (2, 8, 64)
+        continuous(replace(LLAMA_8B, flash=True), room(free * GIB, on_gpu=True, most=None), lengths, drawn=False)
+        for free in (2, 8, 64)
     ]
     sizes = [size.sequences for size in found if size]
     assert len(sizes) == 3
     assert sizes == sorted(set(sizes))
 
 
+def test_without_flash_attention_no_more_go_at_once_than_it_is_worth() -> None:
+    """Llama 8B: a token looks at 26,600 cached ones for the price of its own matrix products."""
+    there = room(130 * GIB, on_gpu=True, most=None)
+    masked = continuous(LLAMA_8B, there, [700] * 500, drawn=False)
+    flash = continuous(replace(LLAMA_8B, flash=True), there, [700] * 500, drawn=False)
+    assert masked is not None and flash is not None
+    assert 30 < masked.sequences < 40
+    assert flash.sequences == 256
+
+
 def test_a_cpu_is_asked_for_little() -> None:
     there = room(24 * GIB, on_gpu=False, most=None)
     assert there.bytes <= 4 * GIB
-    size = continuous(SMOL, there, [400] * 64, drawn=False)
+    size = continuous(SMOL, there, [150] * 64, drawn=False)
     assert size is not None
     assert size.sequences == 16
     assert needs(SMOL, size, drawn=False) < GIB
