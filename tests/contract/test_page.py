@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings as configured, strategies as st  # isort: skip
 from live_api import NOW
 from starlette.testclient import TestClient
+from until import until
 
 from api import job_panel, page, panels, wording
 from api.app import create_app
@@ -444,6 +445,7 @@ def pages_of(reader: TestClient, store: Store, settings: Settings) -> Callable[[
         for line in traces["metrics"]:
             append_json_line(folder.metrics, line)
         nights(reader).forget()
+        until(lambda: "data-old" not in reader.get("/").text, within_s=30)  # the night is made anew
         answers = [reader.get(path) for path in ("/", "/jobs/1", "/fragments/job/1", "/fragments/night")]
         assert {answer.status_code for answer in answers} == {200}
         return [Skeleton(answer.text) for answer in answers]
