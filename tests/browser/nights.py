@@ -21,7 +21,8 @@ from jobs.sweep import Goal, SweepFacts
 
 #: The pictures are taken at this hour of the rig's own day.
 MORNING_HOUR = 7
-EVENING = "22:00-08:00"
+#: Open for longer than the hour in which the pictures are taken.
+EVENING = "22:00-09:00"
 #: Since when the dead sampler is dead.
 SILENT_MIN = 14
 HELD_OUT = "sha256:" + "b7" * 32
