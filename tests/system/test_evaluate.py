@@ -106,7 +106,9 @@ def test_a_kill_and_a_torn_write_leave_each_row_once_and_the_same(
     }
 
 
-def test_an_adapter_is_measured_and_other_orders_start_over(tmp_path: Path, tiny_model: Path, data: Path) -> None:
+def test_a_limit_measures_the_first_rows_and_other_orders_start_over(
+    tmp_path: Path, tiny_model: Path, data: Path
+) -> None:
     folder = attempt(tmp_path, tiny_model, data=data, limit=3, max_new_tokens=0)
     assert finish(folder) == 0, log(folder)
     assert (len(rows(folder)), metrics(folder)["measured_on"]["asked_rows"]) == (3, 0)
