@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 from fake_nvml.fakenvml import COMPILER, FakeNvml, build
+from hypothesis import settings as hypothesis_settings
 
 from daemon import redis_server
 from daemon.settings import Settings
 from daemon.store import Store, connect
 from jobs import demo_model
+
+# No test is judged by how fast the machine is.
+hypothesis_settings.register_profile("any speed", deadline=None)
+hypothesis_settings.load_profile("any speed")
 
 
 def pytest_configure() -> None:
