@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
+from safetensors.numpy import save_file
+
 Config = dict[str, Any]
 
 #: As their authors publish them; what memory does not depend on is left out.
@@ -58,6 +61,36 @@ def write_by_chance(base: Path, folder: Path, shape: Mapping[str, int]) -> None:
         "AutoTokenizer.from_pretrained(base).save_pretrained(target)\n"
     )
     subprocess.run([sys.executable, "-c", program, base, folder, json.dumps(shape)], check=True)
+
+
+#: Of the model of a few million weights.
+HIDDEN, WIDE, LAYERS = 64, 128, 2
+
+
+def write_small(tiny_model: Path, folder: Path) -> Path:
+    """The tiny model's tokenizer and architecture with weights of chance, twenty times smaller."""
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    config |= {"num_key_value_heads": 2, "head_dim": HIDDEN // 4, "dtype": "float32", "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    chance = numpy.random.default_rng(1)
+
+    def weights(*shape: int) -> Any:
+        return (chance.standard_normal(shape) * 0.05).astype(numpy.float32)
+
+    tensors = {"model.embed_tokens.weight": weights(config["vocab_size"], HIDDEN)}
+    tensors["model.norm.weight"] = numpy.ones(HIDDEN, numpy.float32)
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}."
+        for name, rows in (("q_proj", HIDDEN), ("k_proj", HIDDEN // 2), ("v_proj", HIDDEN // 2), ("o_proj", HIDDEN)):
+            tensors[f"{at}self_attn.{name}.weight"] = weights(rows, HIDDEN)
+        for name, shape in (("gate_proj", (WIDE, HIDDEN)), ("up_proj", (WIDE, HIDDEN)), ("down_proj", (HIDDEN, WIDE))):
+            tensors[f"{at}mlp.{name}.weight"] = weights(*shape)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{at}{name}.weight"] = numpy.ones(HIDDEN, numpy.float32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def copy_tokenizer(model: Path, folder: Path) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_folders import write_small
 from until import until
 
 from daemon import process_tree, redis_server
@@ -163,6 +164,12 @@ def kill(pid: int) -> None:
 
 
 MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture(scope="session")
+def small_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a few million weights: a step takes a moment."""
+    return write_small(tiny_model, tmp_path_factory.mktemp("small") / "model")
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def document(**fields: Any) -> dict[str, Any]:
     """Four rows in each step, however many processes share them; an epoch ends in the middle of the steps."""
     return {
-        "kind": "finetune", "model": "tiny", "data": "rows", "eval_fraction": 0.2, "max_steps": STEPS, "max_length": 32,
+        "kind": "finetune", "model": "small", "data": "rows", "eval_fraction": 0.2, "max_steps": STEPS, "max_length": 32,
         "effective_batch_size": 4, "save_steps": 3, "lora": DROPS, "gpus": 2, **fields,
     }  # fmt: skip
 
@@ -47,17 +47,17 @@ def result(folder: RunDir) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data: Path) -> RunDir:
-    folder = attempt(tmp_path_factory.mktemp("undisturbed"), tiny_model, data)
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, small_model: Path, data: Path) -> RunDir:
+    folder = attempt(tmp_path_factory.mktemp("undisturbed"), small_model, data)
     assert finish(folder) == 0, log(folder)
     return folder
 
 
-def test_two_processes_learn_what_one_learns(tmp_path: Path, tiny_model: Path, data: Path) -> None:
+def test_two_processes_learn_what_one_learns(tmp_path: Path, small_model: Path, data: Path) -> None:
     """The second one of both has its rows cut in other micro-batches, too."""
     same = {"lora": {"r": 4}, "max_steps": 5, "save_steps": 5}
-    alone = attempt(tmp_path / "one", tiny_model, data, gpus=1, per_device_train_batch_size=2, **same)
-    both = attempt(tmp_path / "two", tiny_model, data, **same)
+    alone = attempt(tmp_path / "one", small_model, data, gpus=1, per_device_train_batch_size=2, **same)
+    both = attempt(tmp_path / "two", small_model, data, **same)
     for folder in (alone, both):
         assert finish(folder) == 0, log(folder)
     for name in ("loss", "learning_rate", "epoch", "num_tokens"):
@@ -79,9 +79,9 @@ def test_one_of_them_writes(
 
 
 def test_a_stop_ends_both_at_one_step_and_the_resume_is_bit_for_bit(
-    tmp_path: Path, tiny_model: Path, data: Path, undisturbed: RunDir
+    tmp_path: Path, small_model: Path, data: Path, undisturbed: RunDir
 ) -> None:
-    folder = attempt(tmp_path, tiny_model, data)
+    folder = attempt(tmp_path, small_model, data)
     process = start(folder)
     at_step(folder, process, 4)
     ranks = [psutil.Process(pid) for pid in children(process.pid or 0)]
@@ -93,16 +93,16 @@ def test_a_stop_ends_both_at_one_step_and_the_resume_is_bit_for_bit(
     newest = checkpoints.sealed(folder.checkpoints)[-1]
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in newest.iterdir()}
     assert curve(folder)[-1]["step"] == checkpoints.step_of(newest)
-    assert finish(attempt(tmp_path, tiny_model, data, 2)) == 0, log(folder)
+    assert finish(attempt(tmp_path, small_model, data, 2)) == 0, log(folder)
     assert result(folder)["metrics"]["resumed_from_step"] == checkpoints.step_of(newest) < STEPS
     assert same_result(folder, undisturbed)
 
 
 def test_a_rank_that_is_killed_takes_the_other_along_and_the_job_goes_on_by_itself(
-    make_rig: Any, home: Path, tiny_model: Path, data: Path, undisturbed: RunDir
+    make_rig: Any, home: Path, small_model: Path, data: Path, undisturbed: RunDir
 ) -> None:
     """Here the processes are exec'd: the rig has nothing preloaded."""
-    shutil.copytree(tiny_model, home / "models" / "tiny")
+    shutil.copytree(small_model, home / "models" / "small")
     rig = make_rig(allowed_paths=str(data.parent))
     job = rig.submit(**document(data=str(data)))
     folder = rig.folder(job)
@@ -132,19 +132,19 @@ def same_result(folder: RunDir, other: RunDir) -> bool:
 
 
 def test_a_model_that_is_split_learns_the_same_and_its_resume_is_bit_for_bit(
-    tmp_path: Path, tiny_model: Path, data: Path
+    tmp_path: Path, small_model: Path, data: Path
 ) -> None:
     """FSDP2 over gloo. All weights learn, an evaluation comes between the steps, activations are computed again."""
     fields = {"method": "full", "gradient_checkpointing": True, "max_steps": 3, "save_steps": 2, "eval_steps": 2}
     whole, split, killed = (tmp_path / name for name in ("whole", "split", "killed"))
-    folder = attempt(whole, tiny_model, data, gpus=1, lora={}, **fields)
+    folder = attempt(whole, small_model, data, gpus=1, lora={}, **fields)
     assert finish(folder) == 0, log(folder)
-    folder = attempt(split, tiny_model, data, parallel="fsdp", lora={}, **fields)
+    folder = attempt(split, small_model, data, parallel="fsdp", lora={}, **fields)
     assert ended(start(folder, as_gpus=True)) == 0, log(folder)
-    folder = attempt(killed, tiny_model, data, parallel="fsdp", lora={}, **fields)
+    folder = attempt(killed, small_model, data, parallel="fsdp", lora={}, **fields)
     assert ended(start(folder, as_gpus=True, dies_at=3)) == 1, log(folder)
     assert result(folder)["message"] == "Rank 0 of 2 was killed by SIGKILL, which Overnight did not send."
-    folder = attempt(killed, tiny_model, data, 2, parallel="fsdp", lora={}, **fields)
+    folder = attempt(killed, small_model, data, 2, parallel="fsdp", lora={}, **fields)
     assert ended(start(folder, as_gpus=True)) == 0, log(folder)
 
     assert curve(RunDir(killed)) == curve(RunDir(split))

@@ -6,46 +6,15 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 from attempts import curve, ended, finish, log, run_folder, start
-from safetensors.numpy import save_file
 
 from jobs import checkpoints
 from jobs.model_facts import read_adapter
 from jobs.rundir import RunDir, read_json, read_json_lines
 
 STEPS = 4
-HIDDEN, WIDE, LAYERS = 64, 128, 2
 ROWS = 16
-
-
-@pytest.fixture(scope="module")
-def small_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's tokenizer and architecture with weights of chance, twenty times smaller."""
-    folder = tmp_path_factory.mktemp("small") / "model"
-    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
-    config |= {"num_key_value_heads": 2, "head_dim": HIDDEN // 4, "dtype": "float32", "tie_word_embeddings": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    chance = numpy.random.default_rng(1)
-
-    def weights(*shape: int) -> Any:
-        return (chance.standard_normal(shape) * 0.05).astype(numpy.float32)
-
-    tensors = {"model.embed_tokens.weight": weights(config["vocab_size"], HIDDEN)}
-    tensors["model.norm.weight"] = numpy.ones(HIDDEN, numpy.float32)
-    for layer in range(LAYERS):
-        at = f"model.layers.{layer}."
-        for name, rows in (("q_proj", HIDDEN), ("k_proj", HIDDEN // 2), ("v_proj", HIDDEN // 2), ("o_proj", HIDDEN)):
-            tensors[f"{at}self_attn.{name}.weight"] = weights(rows, HIDDEN)
-        for name, shape in (("gate_proj", (WIDE, HIDDEN)), ("up_proj", (WIDE, HIDDEN)), ("down_proj", (HIDDEN, WIDE))):
-            tensors[f"{at}mlp.{name}.weight"] = weights(*shape)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{at}{name}.weight"] = numpy.ones(HIDDEN, numpy.float32)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @pytest.fixture(scope="module")
