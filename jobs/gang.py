@@ -202,9 +202,10 @@ class _Gang:
             lost = next(iter(bad))
             return JobError(Cause.USER_ERROR, f"Rank {lost.number} exited with status {lost.code} and left no result.")
         rank, result = first
+        alone = len(told) < len(self._ranks) or any(each["message"] != result["message"] for _, each in told)
         return JobError(
             Cause(result["cause"]),
-            f"Rank {rank.number}: {result['message']}" if rank.number else result["message"],
+            f"Rank {rank.number}: {result['message']}" if rank.number and alone else result["message"],
             result["hint"],
             next_fields=result["next_fields"],
             learned=result["learned"],

@@ -88,6 +88,12 @@ def test_the_rank_that_began_it_gives_the_cause_and_not_the_one_that_lost_it(sta
     assert found.next_fields == {"per_device_train_batch_size": 2}
 
 
+def test_what_all_of_them_say_is_said_once(start: Start) -> None:
+    strays = 'say(end="failed", cause="nan", message="It went astray."); wait_for("0.json", "1.json"); sys.exit(1)'
+    found = failure(start(strays, strays))
+    assert (found.cause, found.message) == ("nan", "It went astray.")
+
+
 def test_one_that_was_killed_is_told_before_one_that_lost_it(start: Start) -> None:
     loses_it = 'say(end="failed", cause="user_error", message="Connection closed by peer"); wait_for("gone"); sys.exit(1)'  # fmt: skip
     dies = '(folder / "gone").touch(); os.kill(os.getpid(), signal.SIGSEGV)'
