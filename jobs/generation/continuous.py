@@ -32,7 +32,7 @@ STOP_PATIENCE_S = 20.0
 JOIN_S = 60.0
 WAIT_S = 0.2
 #: Answers are written together, this often or when there are so many.
-WRITE_EVERY_S, WRITE_AT = 1.0, 64
+WRITE_EVERY_S, WRITE_AT = 0.5, 64
 
 
 def has_flash_attention() -> bool:

@@ -30,7 +30,7 @@ def written(path: Path, rows: Sequence[object]) -> Path:
 def attempt(
     path: Path, model: Path, data: Path, number: int = 1, paths: Mapping[str, object] | None = None, **fields: Any
 ) -> RunDir:
-    document = {"kind": "generate", "model": "tiny", "data": "prompts", "max_new_tokens": 16, **fields}
+    document = {"kind": "generate", "model": "tiny", "data": "prompts", "max_new_tokens": 24, **fields}
     places = {"model": model, "data": data, **(paths or {})}
     return run_folder(path, document, places, resume=number > 1, attempt=number)
 
@@ -57,7 +57,7 @@ def test_every_prompt_is_answered_in_order(sampled: RunDir) -> None:
     assert [answer["index"] for answer in found] == list(range(ROWS))
     assert all(answer["prompt"].startswith("Where is the bolt?") for answer in found)
     assert {answer["finish_reason"] for answer in found} <= {"stop", "length"}
-    assert all(0 < answer["completion_tokens"] <= 16 for answer in found)
+    assert all(0 < answer["completion_tokens"] <= 24 for answer in found)
     metrics = result(sampled)["metrics"]
     assert (metrics["rows"], metrics["failed_rows"], metrics["resumed_rows"]) == (ROWS, 0, 0)
     assert metrics["completion_tokens"] == sum(answer["completion_tokens"] for answer in found)
@@ -67,7 +67,7 @@ def test_every_prompt_is_answered_in_order(sampled: RunDir) -> None:
 
 def killed_on_the_way(folder: RunDir, sign: signal.Signals) -> int | None:
     process = start(folder)
-    until(lambda: len(answers(folder)) >= 4 or process.exitcode is not None, within_s=60, evidence=lambda: log(folder))
+    until(lambda: len(answers(folder)) >= 2 or process.exitcode is not None, within_s=60, evidence=lambda: log(folder))
     if sign == signal.SIGKILL:
         process.kill()
     else:
@@ -78,7 +78,7 @@ def killed_on_the_way(folder: RunDir, sign: signal.Signals) -> int | None:
 def test_a_kill_and_a_torn_write_leave_each_row_once_and_the_same(
     tmp_path: Path, tiny_model: Path, data: Path, sampled: RunDir
 ) -> None:
-    drawn = {**DRAWN, "batch_size": 2}  # another size, and the same draws
+    drawn = {**DRAWN, "batch_size": 1}  # another size, and the same draws
     folder = attempt(tmp_path, tiny_model, data, **drawn)
     assert killed_on_the_way(folder, signal.SIGKILL) == -signal.SIGKILL
     written = folder.generations.read_bytes()
@@ -90,11 +90,11 @@ def test_a_kill_and_a_torn_write_leave_each_row_once_and_the_same(
 
 
 def test_a_stop_keeps_what_is_answered(tmp_path: Path, tiny_model: Path, data: Path) -> None:
-    folder = attempt(tmp_path, tiny_model, data, batch_size=2)
+    folder = attempt(tmp_path, tiny_model, data, batch_size=1)
     assert killed_on_the_way(folder, signal.SIGTERM) == 75, log(folder)
     assert result(folder)["end"] == "interrupted"
-    assert 4 <= len(answers(folder)) < ROWS
-    assert finish(attempt(tmp_path, tiny_model, data, 2, batch_size=2)) == 0, log(folder)
+    assert 2 <= len(answers(folder)) < ROWS
+    assert finish(attempt(tmp_path, tiny_model, data, 2, batch_size=1)) == 0, log(folder)
     assert [answer["index"] for answer in answers(folder)] == list(range(ROWS))
 
 
