@@ -6,7 +6,6 @@ Writes only into that folder. Exit status: 0 succeeded, 75 interrupted (saved, r
 import importlib
 import os
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ def main(path: Path, *, as_rank: bool = False) -> int:
 
 
 def _leave_result(path: Path, order: Order, **facts: Any) -> None:
-    write_json(path, {"fence": order.fence, "attempt": order.attempt, "at": time.time(), **facts})
+    write_json(path, {"fence": order.fence, "attempt": order.attempt, **facts})
 
 
 if __name__ == "__main__":

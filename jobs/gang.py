@@ -191,7 +191,8 @@ class _Gang:
         """The rank that began it, and not those that failed because it was gone."""
         # also of one that had told it and was still on its way out
         every = [(rank, result) for rank in self._ranks if (result := read_json(rank.result))]
-        told = sorted((each for each in every if each[1]["end"] == End.FAILED), key=lambda each: float(each[1]["at"]))
+        failed = [each for each in every if each[1]["end"] == End.FAILED]
+        told = sorted(failed, key=lambda each: each[0].result.stat().st_mtime_ns)
         first = next((each for each in told if each[1]["cause"] not in CONSEQUENCES), None)
         killed = next((rank for rank in bad if rank.code is not None and rank.code < 0), None)
         if first is None and killed is not None:
