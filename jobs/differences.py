@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from jobs.spec import KINDS
 
 #: Maps whose keys are the job's own words, and no fields of ours.
-WHOLE = frozenset({"env", "data_fields", "adapters"})
+WHOLE = frozenset({"env", "data_fields", "adapters", "lr_scheduler_kwargs"})
 #: What a job is called, when, where and for whom it runs, who is told of it: not what it does.
 NOT_ITS_WORK = frozenset({
     "name", "tags", "priority", "after", "not_before", "window", "rig", "max_runtime_s", "max_attempts", "retries", "vram_gib",

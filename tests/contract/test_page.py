@@ -492,8 +492,11 @@ def test_s17_terminal_sequences_leave_no_trace(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "document",
     [
-        {"kind": "finetune", "name": "a 'quoted' name", "model": "org/model", "data": "rows.jsonl", "learning_rate": 3e-5, "lora": {"r": 8, "target_modules": ["q_proj", "v_proj"]}, "tags": ["a", "b"], "packing": True, "assistant_only_loss": False, "after": ["3", "4"], "max_runtime_s": 5400.5},
-        {"kind": "generate", "model": "job:12", "data": "sha256:" + "0" * 64, "temperature": 0.7, "max_new_tokens": 64, "priority": "high"},
+        {"kind": "finetune", "name": "a 'quoted' name", "model": "org/model", "data": "rows.jsonl", "learning_rate": 3e-5, "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}, "export": ["merged", "gguf"], "preflight": False, "lora": {"r": 8, "target_modules": ["q_proj", "v_proj"]}, "tags": ["a", "b"], "packing": True, "assistant_only_loss": False, "after": ["3", "4"], "max_runtime_s": 5400.5},
+        {"kind": "generate", "model": "job:12", "data": "sha256:" + "0" * 64, "temperature": 0.7, "max_new_tokens": 64, "priority": "high", "stop": ["a b", "c"], "adapters": {"tuned": "job:3"}},
+        {"kind": "evaluate", "model": "org/model", "adapter": "job:12", "tasks": ["arc_easy", "mine"], "num_fewshot": 2},
+        {"kind": "benchmark", "model": "org/model", "batch_sizes": [1, 8], "prompt_lengths": [128], "quantizations": ["none", "nf4"]},
+        {"kind": "export", "adapter": "job:12", "to": ["merged", "gguf"]},
         {"kind": "command", "argv": ["python", "-c", "print('x y')"], "env": {"A": "1=2 3"}, "cwd": "/data", "retries": 2, "gpus": 2, "window": "any", "max_attempts": 5},
     ],
 )  # fmt: skip
