@@ -103,6 +103,14 @@ class Hub:
         for client in self._clients:
             client.wake()
 
+    def begin_anew(self) -> None:
+        """End the streams that are open now: whoever still may comes back, and goes on where its stream was. From any thread."""
+        self._call(self._end_streams)
+
+    def _end_streams(self) -> None:
+        for client in self._clients:
+            client.end()
+
     def join(self) -> None:
         """Wait until the thread has ended; it is woken from its waiting for events. Call it after `close`."""
         deadline = time.monotonic() + JOIN_S
@@ -182,7 +190,7 @@ class Subscription:
         self._hub = hub
         self._waiting: deque[Message] = deque()
         self._something = asyncio.Event()
-        self._begun = False
+        self._begun = self._ended = False
         #: The last event that was handed out.
         self.seen = "0-0"
 
@@ -207,15 +215,24 @@ class Subscription:
         """Look whether the hub has closed."""
         self._something.set()
 
+    @property
+    def _is_over(self) -> bool:
+        return self._ended or self._hub.is_closed
+
+    def end(self) -> None:
+        """Hand out nothing more."""
+        self._ended = True
+        self.wake()
+
     async def next(self, timeout_s: float) -> list[Message] | None:
         """What has happened; empty after `timeout_s` without anything, None when the stream ends."""
-        if self._hub.is_closed:
+        if self._is_over:
             return None
         try:
             await asyncio.wait_for(self._something.wait(), timeout_s)
         except TimeoutError:
             return []
-        if self._hub.is_closed:
+        if self._is_over:
             return None
         self._something.clear()
         messages = list(self._waiting)

@@ -60,6 +60,7 @@ async def log_in(request: Request, rig: Rig) -> Response:
 def log_out(request: Request, rig: Rig) -> Response:
     """End this browser's session, also for whoever has a copy of the cookie. Its service worker forgets the pages that it kept."""
     rig.keys.end_sessions(request.scope["headers"])
+    rig.hub.begin_anew()  # a stream asks for the session only when it begins
     answer = RedirectResponse("/login", 303)
     answer.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=request.url.scheme == "https")
     return answer

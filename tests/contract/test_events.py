@@ -282,6 +282,21 @@ def test_an_id_that_is_too_old_or_from_elsewhere_means_start_over(live: LiveApi,
     assert (first.type, first.id) == ("resync", live.store.last_event_id())
 
 
+def test_s13_logging_out_ends_the_sessions_streams_and_others_go_on(live: LiveApi, caller: Client) -> None:
+    with httpx.Client(base_url=live.url, timeout=20, trust_env=False) as leaving:
+        assert leaving.post("/login", json={"token": live.token}).status_code == 200
+        with leaving.stream("GET", "/api/v1/events") as answer:
+            lines = answer.iter_lines()
+            place = next(line for line in lines if line.startswith("id: ")).removeprefix("id: ")
+            gone = leaving.post("/logout", headers={"Origin": live.url, "Accept": "text/html"})
+            assert gone.status_code == 303
+            assert [line for line in lines if line] == [], "it ends, though nothing happens on the rig"
+        assert leaving.get("/api/v1/events", headers={"Last-Event-ID": place}).status_code == 401
+    caller.submit(COMMAND)
+    [first] = collect(streamed(live, "/api/v1/events", since=place), lambda _: True)
+    assert first.type == "state", "whoever still may goes on where the stream was"
+
+
 def test_s15_streams_have_the_security_headers(live: LiveApi) -> None:
     with live.client().stream("GET", "/api/v1/events") as answer:
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
