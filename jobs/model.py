@@ -346,6 +346,8 @@ class Job:
                 return closed._final(State.CANCELLED, replace(outcome, end=End.CANCELLED), now)
             return closed._back(attempt=self.attempt - 1)
         if outcome.end is End.CHECKED:
+            if self.wish is not None and self.wish.kind is WishKind.CANCEL:  # it came too late for the preflight only
+                return closed._final(State.CANCELLED, Outcome(end=End.CANCELLED, message=self.wish.reason), now)
             return closed._checked(outcome.learned)
         if outcome.end is End.FAILED and outcome.cause is not None and self._has_another_try(outcome):
             return closed._back_after(outcome.cause, outcome, now, attempt=self.attempt)
@@ -438,6 +440,7 @@ class Job:
             measured=measured,
             progress=None,
             started_at=None,  # the job itself has not
+            not_before=self.spec.get("not_before"),  # the preflight may have waited by itself, for a download
             vram_bytes=round(peak) if peak and not declared else self.vram_bytes,
         )
 
