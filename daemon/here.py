@@ -78,9 +78,10 @@ class Here:
         wanted = job.spec.get("rig")
         if wanted and wanted != settings.rig:
             return f"is for rig {wanted} only" + (", which was stopped" if wanted in stopped else "")
-        if not job.attempts or settings.shared_runs:
+        # a preflight leaves nothing to go on from
+        last = next((run for run in reversed(job.attempts) if not run.preflight), None)
+        if last is None or settings.shared_runs:
             return None
-        last = job.attempts[-1]
         if last.rig == settings.rig or last.rig not in known or _may_move(last):
             return None
         begun = f"its checkpoints are on rig {last.rig}"
@@ -124,5 +125,5 @@ class Here:
 
 
 def _may_move(last: Attempt) -> bool:
-    """A broken card is no place to go back to, and a preflight leaves nothing to go on from."""
-    return last.cause is Cause.GPU_FAULT or last.preflight
+    """A broken card is no place to go back to."""
+    return last.cause is Cause.GPU_FAULT
