@@ -15,6 +15,8 @@ from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.store import Store
 from jobs.model import Cause, End, Job, Outcome, State
+from jobs.rundir import run_dir
+from workers.execute import prepare
 
 JOBS, ESTIMATE = "/api/v1/jobs", "/api/v1/estimate"
 DIGEST = "b" * 64
@@ -150,3 +152,17 @@ def test_while_it_runs_every_page_says_that_it_is_one(client: TestClient, store:
     assert "Its preflight runs on GPU 0" in client.get(f"/jobs/{job_id}").text
     assert "preflight" in client.get("/jobs").text
     assert client.get(f"{JOBS}/{job_id}").json()["attempts"][-1]["preflight"]
+
+
+def test_nothing_of_a_preflight_that_was_cut_off_is_there_when_the_next_run_begins(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    """Its own rig takes it away as it ends it; one that was away, or `overnight reindex`, does not."""
+    job_id = submitted(client, tune())["id"]
+    folder = run_dir(settings.runs, job_id)
+    folder.aside.create()
+    (folder.scratch / "metrics.jsonl").write_text("{}")
+    offered = store.offer(job_id, rig=settings.rig, slots=("GPU-0",), epoch=store.new_epoch(settings.rig), now=NOW)
+    job = store.claim(job_id, fence=offered.fence, owner="test", now=NOW, lease_s=60)
+    assert prepare(folder, job, settings, store).preflight
+    assert not folder.scratch.exists()
