@@ -13,9 +13,10 @@ from daemon.facts import Ledger
 from daemon.plan import Cancel, Offer, plan
 from daemon.rig import Slot
 from daemon.settings import Settings
+from daemon.settle import settle
 from daemon.store import Store
 from jobs.model import Cause, End, Job, Outcome, State
-from jobs.rundir import run_dir
+from jobs.rundir import run_dir, write_json
 from workers.execute import prepare
 
 JOBS, ESTIMATE = "/api/v1/jobs", "/api/v1/estimate"
@@ -166,3 +167,34 @@ def test_nothing_of_a_preflight_that_was_cut_off_is_there_when_the_next_run_begi
     job = store.claim(job_id, fence=offered.fence, owner="test", now=NOW, lease_s=60)
     assert prepare(folder, job, settings, store).preflight
     assert not folder.scratch.exists()
+
+
+def passed(store: Store, settings: Settings, job_id: str, peak_bytes: float) -> Job:
+    """Its preflight has left its result, and is ended by the worker."""
+    offered = store.offer(job_id, rig=settings.rig, slots=("GPU-0",), epoch=store.new_epoch(settings.rig), now=NOW)
+    store.claim(job_id, fence=offered.fence, owner="test", now=NOW, lease_s=60)
+    learned = {**PASSED.learned, "peak_vram_bytes": peak_bytes}
+    folder = run_dir(settings.runs, job_id)
+    folder.create()
+    write_json(folder.result, {"fence": offered.fence, "end": "checked", "learned": learned})
+    write_json(folder.exit, {"fence": offered.fence, "exit_code": 0})
+    settle(store, settings, job_id, offered.fence, slot="GPU-0", now=NOW + 60)
+    return store.get(job_id)
+
+
+def test_one_that_filled_its_card_to_the_brim_may_run_there_again(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    """torch keeps what it once had: a peak near the card's size is no need of more than the card has."""
+    job_id = submitted(client, tune())["id"]
+    assert passed(store, settings, job_id, 79.9 * 2**30).vram_bytes == 79.5 * 2**30
+    assert job_id in [decision.job for decision in decisions(store, settings) if isinstance(decision, Offer)]
+    assert client.post(JOBS, json=tune()).status_code == 201
+
+
+def test_the_memory_of_a_generation_that_takes_what_there_is_is_no_need(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    job_id = submitted(client, {"kind": "generate", "model": "llama-1b", "data": f"sha256:{DIGEST}", "preflight": True})["id"]  # fmt: skip
+    before = store.get(job_id).vram_bytes
+    assert passed(store, settings, job_id, 70.0 * 2**30).vram_bytes == before
