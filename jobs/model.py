@@ -220,6 +220,8 @@ class Job:
     max_concurrent: int | None = None
     #: Its next run is its preflight: a few steps of it, to see whether it will work.
     preflight_due: bool = False
+    #: Its preflight counts for those that wait for it: not once it is other work than theirs, or was changed after it had passed.
+    vouches: bool = True
     #: What its preflight measured: `expected_s`, `step_s`, `peak_vram_bytes`... (jobs.preflight).
     measured: Mapping[str, float] = field(default_factory=dict)
 
@@ -271,6 +273,16 @@ class Job:
             if self.state is State.RUNNING
             else self.preflight_due and self.offer is not None
         )
+
+    @property
+    def owes_check(self) -> bool:
+        """Whether those that are like it wait for its preflight, and go the way of it when it fails."""
+        return self.preflight_due and self.vouches
+
+    @property
+    def was_checked(self) -> bool:
+        """Whether a preflight of it has passed, of whatever its work was then."""
+        return any(run.end is End.CHECKED for run in self.attempts)
 
     @property
     def failed_preflight(self) -> bool:
@@ -386,7 +398,7 @@ class Job:
         self._need(State.QUEUED, "edited")
         allowed = {"name", "tags", "priority", "rank", "gpus", "after", "not_before", "window", "held",
                    "max_runtime_s", "max_attempts", "spec", "next_fields", "vram_bytes", "estimate",
-                   "preflight_due", "measured", "parallel"}  # fmt: skip
+                   "preflight_due", "vouches", "measured", "parallel"}  # fmt: skip
         if unknown := set(changes) - allowed:
             raise ValueError(f"no step changes {sorted(unknown)}")
         return replace(self, **changes)

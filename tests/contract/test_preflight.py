@@ -146,6 +146,40 @@ def test_one_that_waits_for_anothers_stays_so_until_its_own_work_changes(client:
     assert store.get(other).after == () and store.get(other).preflight_due
 
 
+def test_one_whose_work_is_changed_is_no_matter_to_those_that_it_was_like(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    """Else one bad edit would cancel the sweep."""
+    first, other, _ = sweep(client, learning_rate=[1e-4, 2e-4, 3e-4])
+    client.patch(f"{JOBS}/{first}", json={"lora": {"r": 64}})
+    assert store.get(first).preflight_due
+    assert other in Ledger(store).facts(NOW, settings).position
+    run(store, settings, first, FAILED)
+    assert other in Ledger(store).facts(NOW, settings).position
+    assert not [d for d in decisions(store, settings) if isinstance(d, Cancel)]
+    assert store.abandon(other, first, "it failed", now=NOW).state is State.QUEUED
+
+
+def test_one_that_has_passed_is_waited_for_no_more_whatever_it_is_made_into(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    first, other = sweep(client, learning_rate=[1e-4, 2e-4])
+    run(store, settings, first, PASSED)
+    client.patch(f"{JOBS}/{first}", json={"learning_rate": 10.0})
+    assert store.get(first).preflight_due
+    assert other in Ledger(store).facts(NOW, settings).position
+
+
+def test_one_that_stays_like_the_others_still_counts_for_them(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    first, other = sweep(client, learning_rate=[1e-4, 2e-4])
+    client.patch(f"{JOBS}/{first}", json={"learning_rate": 3e-4})
+    assert other not in Ledger(store).facts(NOW, settings).position
+    run(store, settings, first, FAILED)
+    assert [d.job for d in decisions(store, settings) if isinstance(d, Cancel)] == [other]
+
+
 def test_while_it_runs_every_page_says_that_it_is_one(client: TestClient, store: Store, settings: Settings) -> None:
     job_id = submitted(client, tune())["id"]
     offered = store.offer(job_id, rig=settings.rig, slots=("GPU-0",), epoch=store.new_epoch(settings.rig), now=NOW)
