@@ -63,7 +63,7 @@ class Here:
         reasons: dict[str, str] = {}
         for job in waiting:
             reason = self._bound_elsewhere(job, settings, known, silences, stopped)
-            if reason is None and not any(parent in unfinished for parent, _ in job.parents):
+            if reason is None and not any(parent in unfinished for parent in job.needs_ends_of):
                 reason = self._lacks(job, settings, living, now)
             if reason:
                 reasons[job.id] = reason

@@ -266,6 +266,11 @@ class Job:
         return tuple(dependency(text) for text in self.after)
 
     @property
+    def needs_ends_of(self) -> tuple[str, ...]:
+        """The jobs whose end it waits for; of others it only awaits the preflight."""
+        return tuple(parent for parent, condition in self.parents if condition is not Condition.CHECKED)
+
+    @property
     def in_preflight(self) -> bool:
         """Whether what runs, or has been offered, is its preflight."""
         return (

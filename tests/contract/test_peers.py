@@ -196,6 +196,9 @@ def test_a_job_goes_on_where_it_began_until_that_rig_is_away_for_too_long(shared
 
 def test_what_a_rig_lacks_it_leaves_to_the_others(shared: Settings, store: Store) -> None:
     lives(store, "b")
+    like_another = replace(waiting(argv=["no-such-program"]), after=("checked:4",))
+    looked = Here(store).look([like_another], {"4"}, shared, NOW)
+    assert "not a command on the rig's PATH" in looked.not_here["5"], "what it names is there before job 4 has ended"
     assert reason(store, shared, waiting()) is None
     assert reason(store, shared, waiting(rig="b")) == "is for rig b only"
     assert "not a command on the rig's PATH" in str(reason(store, shared, waiting(argv=["no-such-program"])))

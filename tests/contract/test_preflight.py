@@ -180,6 +180,15 @@ def test_one_that_stays_like_the_others_still_counts_for_them(
     assert [d.job for d in decisions(store, settings) if isinstance(d, Cancel)] == [other]
 
 
+def test_one_that_has_ended_can_be_deleted_while_others_like_it_wait_for_a_slot(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    first, _ = sweep(client, learning_rate=[1e-4, 2e-4])
+    run(store, settings, first, PASSED)
+    run(store, settings, first, FAILED)
+    assert client.delete(f"{JOBS}/{first}").status_code == 204
+
+
 def test_while_it_runs_every_page_says_that_it_is_one(client: TestClient, store: Store, settings: Settings) -> None:
     job_id = submitted(client, tune())["id"]
     offered = store.offer(job_id, rig=settings.rig, slots=("GPU-0",), epoch=store.new_epoch(settings.rig), now=NOW)
