@@ -9,6 +9,7 @@ from api.problems import ApiError
 from api.submission import checked, one
 from api.views import revision_of
 from daemon.admission import Admitted
+from daemon.history import shapes
 from daemon.order import Place, parse_place
 from daemon.store import new_job
 from jobs.model import Condition, InvalidTransition, Job, State, dependency
@@ -194,7 +195,8 @@ def _record_changes(job: Job, admitted: Admitted, fields: Mapping[str, Any]) -> 
     others = [text for text in job.after if dependency(text)[1] is Condition.CHECKED]
     if "preflight" in fields or fingerprint(dump(spec)) != fingerprint(job.spec):
         # other work than was checked, by itself or by another job
-        changes |= {"preflight_due": fresh.preflight_due, "measured": {}}
+        vouches = job.vouches and not job.was_checked and shapes(job)[0] == shapes(fresh)[0]
+        changes |= {"preflight_due": fresh.preflight_due, "measured": {}, "vouches": vouches}
         others = []
     # what its owner asks for now outweighs what an earlier attempt had taught
     learned = {name: value for name, value in job.next_fields.items() if name not in fields}

@@ -245,7 +245,7 @@ def delete_job(job_id: str, rig: Rig) -> None:
 def _refuse_while_needed(job: Job, rig: Context) -> None:
     if not job.state.final:
         raise InvalidTransition(f"job {job.id} is {job.state}; cancel it first")
-    if waiting := [other.id for other in rig.facts().jobs.values() if job.id in dict(other.parents)]:
+    if waiting := [other.id for other in rig.facts().jobs.values() if job.id in other.needs_ends_of]:
         raise InvalidTransition(f"job {waiting[0]} needs the result of job {job.id}; cancel that one first")
 
 

@@ -186,7 +186,7 @@ class Ledger:
 
     def _learn_fate(self, job: Job) -> None:
         self._fates[job.id] = job.state
-        if job.preflight_due:
+        if job.owes_check:
             self._unchecked.add(job.id)
 
     def _forget_fate(self, job_id: str) -> None:

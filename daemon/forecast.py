@@ -285,8 +285,9 @@ class _Ahead:
             return
         if job.in_preflight:
             check_s = self._base.expected_s.get(job.id, self._base.policy.preflight_s)
-            self._jobs[job.id] = replace(job, progress=None)
+            self._jobs[job.id] = replace(job, progress=None, wish=None)
             self._begin(job, job.slots, job.attempts[-1].started_at, check_s)
+            self._carry_out(job)
             return
         if job.progress is not None and job.progress.eta_s is not None:
             self._basis[job.id] = Basis.PROGRESS
@@ -301,8 +302,12 @@ class _Ahead:
         # its own word is in the numbers now; later in the night it would be an old one
         self._jobs[job.id] = replace(job, progress=None, wish=None)
         self._begin(job, job.slots, job.attempts[-1].started_at, left_s)
+        self._carry_out(job)
+
+    def _carry_out(self, job: Job) -> None:
+        """What was asked of a running job already."""
         if job.wish is not None:
-            self._finish(job.id) if job.wish.kind is WishKind.CANCEL else self._interrupt(job.id)
+            self._end(job.id) if job.wish.kind is WishKind.CANCEL else self._interrupt(job.id)
 
     def _start(self, job_id: str, slots: tuple[str, ...]) -> None:
         job = self._jobs[job_id]
@@ -340,7 +345,10 @@ class _Ahead:
     def _finish(self, job_id: str) -> None:
         if self._jobs[job_id].in_preflight:
             self._pass(job_id)
-            return
+        else:
+            self._end(job_id)
+
+    def _end(self, job_id: str) -> None:
         self._close(job_id, done=True)
         del self._jobs[job_id]
         self._fates[job_id] = State.SUCCEEDED  # a forecast is for a night in which nothing fails

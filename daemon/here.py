@@ -63,7 +63,7 @@ class Here:
         reasons: dict[str, str] = {}
         for job in waiting:
             reason = self._bound_elsewhere(job, settings, known, silences, stopped)
-            if reason is None and not any(parent in unfinished for parent, _ in job.parents):
+            if reason is None and not any(parent in unfinished for parent in job.needs_ends_of):
                 reason = self._lacks(job, settings, living, now)
             if reason:
                 reasons[job.id] = reason
@@ -78,9 +78,10 @@ class Here:
         wanted = job.spec.get("rig")
         if wanted and wanted != settings.rig:
             return f"is for rig {wanted} only" + (", which was stopped" if wanted in stopped else "")
-        if not job.attempts or settings.shared_runs:
+        # a preflight leaves nothing to go on from
+        last = next((run for run in reversed(job.attempts) if not run.preflight), None)
+        if last is None or settings.shared_runs:
             return None
-        last = job.attempts[-1]
         if last.rig == settings.rig or last.rig not in known or _may_move(last):
             return None
         begun = f"its checkpoints are on rig {last.rig}"
@@ -124,5 +125,5 @@ class Here:
 
 
 def _may_move(last: Attempt) -> bool:
-    """A broken card is no place to go back to, and a preflight leaves nothing to go on from."""
-    return last.cause is Cause.GPU_FAULT or last.preflight
+    """A broken card is no place to go back to."""
+    return last.cause is Cause.GPU_FAULT

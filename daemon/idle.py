@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from daemon.placement import fits
 from daemon.telemetry import GpuEvent
-from jobs.model import Job
+from jobs.model import Condition, End, Job
 
 #: A slot between two jobs changes over; longer than so, something kept the next one back.
 CHANGE_S = 60.0
@@ -111,11 +111,11 @@ class _Work:
 
 def _work_of(night: Night, memory: int | None) -> _Work:
     """What slots of this memory could have done."""
-    ends = {job.id: job.finished_at or night.end for job in night.jobs}
+    known = {job.id: job for job in night.jobs}
     found: dict[tuple[bool, bool], list[Interval]] = {}
     blocked: list[Interval] = []
     for job in night.jobs:
-        ready = max([job.not_before or 0.0, *(ends.get(parent, 0.0) for parent, _ in job.parents)])
+        ready = max([job.not_before or 0.0, *(_met_at(known.get(parent), c, night.end) for parent, c in job.parents)])
         for start, end in _waited(job, night.end):
             if job.held or (memory is not None and not fits(job.vram_bytes or 0, memory)):
                 blocked.append((start, end))
@@ -129,6 +129,14 @@ def _work_of(night: Night, memory: int | None) -> _Work:
         gang_any=_merged(found.get((True, True), ())),
         blocked=_merged(blocked),
     )
+
+
+def _met_at(parent: Job | None, condition: Condition, end: float) -> float:
+    """Until when a parent was waited for; `end`: of the night. One that is not of this night had ended before."""
+    if parent is None:
+        return 0.0
+    checked = [run.ended_at for run in parent.attempts if run.end is End.CHECKED and run.ended_at is not None]
+    return checked[0] if condition is Condition.CHECKED and checked else parent.finished_at or end
 
 
 def _waited(job: Job, end: float) -> Iterator[Interval]:

@@ -40,7 +40,8 @@ def expected_s(job: Job, history: History, *, on_gpu: bool) -> float | None:
 def shared(jobs: Iterable[Job]) -> list[Job]:
     """Of the jobs that come in together and are alike the first one is checked for all; the others wait for it.
 
-    One that waits for another job may wait for hours, so it is checked for itself only.
+    One that waits for another job may wait for hours, so it is checked for itself only; and nobody waits for one that is
+    less urgent, or has other hours.
     """
     first: dict[object, str] = {}
     found: list[Job] = []
@@ -48,7 +49,8 @@ def shared(jobs: Iterable[Job]) -> list[Job]:
         if not job.preflight_due:
             found.append(job)
             continue
-        leader = job.id if job.after else first.setdefault(shapes(job)[0], job.id)
+        alike = (shapes(job)[0], job.priority, job.window, job.not_before)
+        leader = job.id if job.after else first.setdefault(alike, job.id)
         if leader == job.id:
             found.append(job)
         else:

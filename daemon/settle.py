@@ -5,14 +5,18 @@ Called by the worker after its sweep, and by the daemon for the run of a dead wo
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from daemon import faults, quarantine, telemetry
 from daemon.facts import disk_hold
+from daemon.history import takes_what_there_is
+from daemon.rig import Slot
 from daemon.settings import Settings
 from daemon.store import Store, UnknownJob
 from daemon.tariff import co2_g
+from jobs.estimate import VRAM_RESERVE_BYTES
 from jobs.model import Attempt, Cause, End, InvalidTransition, Job, Outcome, State
 from jobs.outcome import Exit, judge
 from jobs.rundir import RunDir, read_json, run_dir, sync_files, write_json
@@ -36,6 +40,8 @@ def settle(store: Store, settings: Settings, job_id: str, fence: int, *, slot: s
         if job.state is State.QUEUED:
             return store.change(job_id, lambda job: job.withdrawn(fence=fence)) if job.offer else None
         outcome = outcome_of(job, folder, settings, now)
+        if outcome.end is End.CHECKED:
+            outcome = replace(outcome, learned=with_room(outcome.learned, job, store))
         # on disk before it is told: a power cut between the two would leave a folder that knows nothing of a job that has ended
         expected = job.ended(fence=fence, outcome=outcome, now=now)
         keep_record(folder, expected)
@@ -76,6 +82,19 @@ def of_preflight(outcome: Outcome, took_s: float) -> Outcome:
     if (energy_j := usage.get("energy_j")) and took_s > 0 and "expected_s" in learned:
         learned["expected_j"] = round(energy_j / took_s * learned["expected_s"], 1)
     return replace(outcome, learned=learned)
+
+
+def with_room(learned: Mapping[str, float], job: Job, store: Store) -> dict[str, float]:
+    """What a preflight measured, with no more memory at its peak than lets the job onto the same cards again.
+
+    torch keeps what it once had, so that a peak may be all that the card has. One that takes what there is needs none of it.
+    """
+    slots = map(Slot.from_json, store.rigs().get(job.rig, {}).get("slots", ()))
+    memory_bytes = min((slot.memory_bytes for slot in slots if slot.id in job.slots), default=0)
+    found = dict(learned)
+    if (peak := found.pop("peak_vram_bytes", None)) and not takes_what_there_is(job):
+        found["peak_vram_bytes"] = min(peak, float(memory_bytes - VRAM_RESERVE_BYTES)) if memory_bytes else peak
+    return found
 
 
 def fault_under(job: Job, settings: Settings, now: float) -> faults.Fault | None:

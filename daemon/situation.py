@@ -89,7 +89,7 @@ class Facts:
     jobs: Mapping[str, Job] = field(default_factory=dict)
     #: How parents that have ended did so; a parent that is gone is missing here and in `jobs`.
     fates: Mapping[str, State] = field(default_factory=dict)
-    #: Those of them that ended before they had passed their preflight.
+    #: Those of them that ended before they had passed their preflight, which counted for others.
     unchecked: frozenset[str] = frozenset()
     paused: bool = False
     window_open: bool = True
@@ -236,7 +236,7 @@ def blocker(facts: Facts, job: Job, *, preflight: bool = False) -> str | None:
 def is_met(facts: Facts, parent: str, condition: Condition) -> bool:
     """Whether a job that is waited for lets the other one start."""
     if (live := facts.jobs.get(parent)) is not None:
-        return condition is Condition.CHECKED and not live.preflight_due
+        return condition is Condition.CHECKED and not live.owes_check
     return condition.met_by(facts.fates.get(parent), unchecked=parent in facts.unchecked)
 
 

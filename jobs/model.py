@@ -220,6 +220,8 @@ class Job:
     max_concurrent: int | None = None
     #: Its next run is its preflight: a few steps of it, to see whether it will work.
     preflight_due: bool = False
+    #: Its preflight counts for those that wait for it: not once it is other work than theirs, or was changed after it had passed.
+    vouches: bool = True
     #: What its preflight measured: `expected_s`, `step_s`, `peak_vram_bytes`... (jobs.preflight).
     measured: Mapping[str, float] = field(default_factory=dict)
 
@@ -264,6 +266,11 @@ class Job:
         return tuple(dependency(text) for text in self.after)
 
     @property
+    def needs_ends_of(self) -> tuple[str, ...]:
+        """The jobs whose end it waits for; of others it only awaits the preflight."""
+        return tuple(parent for parent, condition in self.parents if condition is not Condition.CHECKED)
+
+    @property
     def in_preflight(self) -> bool:
         """Whether what runs, or has been offered, is its preflight."""
         return (
@@ -271,6 +278,16 @@ class Job:
             if self.state is State.RUNNING
             else self.preflight_due and self.offer is not None
         )
+
+    @property
+    def owes_check(self) -> bool:
+        """Whether those that are like it wait for its preflight, and go the way of it when it fails."""
+        return self.preflight_due and self.vouches
+
+    @property
+    def was_checked(self) -> bool:
+        """Whether a preflight of it has passed, of whatever its work was then."""
+        return any(run.end is End.CHECKED for run in self.attempts)
 
     @property
     def failed_preflight(self) -> bool:
@@ -346,6 +363,8 @@ class Job:
                 return closed._final(State.CANCELLED, replace(outcome, end=End.CANCELLED), now)
             return closed._back(attempt=self.attempt - 1)
         if outcome.end is End.CHECKED:
+            if self.wish is not None and self.wish.kind is WishKind.CANCEL:  # it came too late for the preflight only
+                return closed._final(State.CANCELLED, Outcome(end=End.CANCELLED, message=self.wish.reason), now)
             return closed._checked(outcome.learned)
         if outcome.end is End.FAILED and outcome.cause is not None and self._has_another_try(outcome):
             return closed._back_after(outcome.cause, outcome, now, attempt=self.attempt)
@@ -384,7 +403,7 @@ class Job:
         self._need(State.QUEUED, "edited")
         allowed = {"name", "tags", "priority", "rank", "gpus", "after", "not_before", "window", "held",
                    "max_runtime_s", "max_attempts", "spec", "next_fields", "vram_bytes", "estimate",
-                   "preflight_due", "measured", "parallel"}  # fmt: skip
+                   "preflight_due", "vouches", "measured", "parallel"}  # fmt: skip
         if unknown := set(changes) - allowed:
             raise ValueError(f"no step changes {sorted(unknown)}")
         return replace(self, **changes)
@@ -438,6 +457,7 @@ class Job:
             measured=measured,
             progress=None,
             started_at=None,  # the job itself has not
+            not_before=self.spec.get("not_before"),  # the preflight may have waited by itself, for a download
             vram_bytes=round(peak) if peak and not declared else self.vram_bytes,
         )
 

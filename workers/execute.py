@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -80,6 +81,7 @@ def prepare(folder: RunDir, job: Job, settings: Settings, store: Store) -> Order
     folder.create()
     for stale in (folder.result, folder.exit, folder.progress):
         stale.unlink(missing_ok=True)
+    shutil.rmtree(folder.scratch, ignore_errors=True)  # of a preflight that another rig ended, or `overnight reindex`
     spec = job.effective_spec
     paths = resolve(spec, settings, settings.runs, get_job=store.get)
     memory_bytes = min((slot.memory_bytes for slot in _slots(settings, store) if slot.id in job.slots), default=0)

@@ -67,10 +67,13 @@ class Records:
         return self.redis.transaction(body, *keys, value_from_callable=True)
 
     def _read(self, connection: "redis.Redis | Pipeline", job_id: str) -> Job:
-        record = parsed(connection.get(job_key(job_id)))
-        if record is None:
+        if (job := self._find(connection, job_id)) is None:
             raise UnknownJob(job_id)
-        return Job.from_json(record)
+        return job
+
+    def _find(self, connection: "redis.Redis | Pipeline", job_id: str) -> Job | None:
+        record = parsed(connection.get(job_key(job_id)))
+        return Job.from_json(record) if record is not None else None
 
     def _fetch(self, job_ids: Sequence[str]) -> list[Job]:
         if not job_ids:

@@ -9,7 +9,7 @@ from redis.client import Pipeline
 from daemon import order
 from daemon.store.keys import ALIKE, ENDED, ORDER, SEQ, children_key, job_key, state_key
 from daemon.store.records import Records, indexes
-from daemon.store.wire import parsed, text, texts, watch
+from daemon.store.wire import text, texts, watch
 from jobs.model import InvalidTransition, Job, State, Wish, WishKind, rank_of
 from jobs.repeat import fingerprint
 
@@ -86,10 +86,10 @@ class Wishes(Records):
 
         def body(pipe: Pipeline) -> Job:
             before = self._read(pipe, job_id)
-            parent = parsed(pipe.get(job_key(parent_id)))
-            fate = State(parent["state"]) if parent else None
+            parent = self._find(pipe, parent_id)
+            fate = parent.state if parent else None
             waits = fate is not None and not fate.final
-            unchecked = bool(parent and parent.get("preflight_due"))
+            unchecked = parent is not None and parent.owes_check
             unmet = [c for p, c in before.parents if p == parent_id and not c.met_by(fate, unchecked=unchecked)]
             wish = Wish(kind=WishKind.CANCEL, reason=reason, asked_at=now, because_of=parent_id)
             after = before.asked(wish) if unmet and not waits and before.state is State.QUEUED else before
@@ -133,12 +133,12 @@ class Wishes(Records):
         """Raises InvalidTransition when a job that it waits for has ended so that it would be cancelled again at once."""
         for parent_id, condition in job.parents:
             watch(pipe, job_key(parent_id))
-            record = parsed(pipe.get(job_key(parent_id)))
-            fate = State(record["state"]) if record else None
-            unchecked = bool(record and record.get("preflight_due"))
+            parent = self._find(pipe, parent_id)
+            fate = parent.state if parent else None
+            unchecked = parent is not None and parent.owes_check
             if condition.met_by(fate, unchecked=unchecked) or (fate is not None and not fate.final):
                 continue
-            if record is None:
+            if parent is None:
                 raise InvalidTransition(
                     f"job {job.id} waits for job {parent_id}, which has been deleted: submit it anew"
                 )

@@ -160,8 +160,9 @@ def waiting(**document: object) -> Job:
 
 
 def ran_on(job: Job, rig: str, outcome: Outcome) -> Job:
-    claimed = job.offered(rig=rig, slots=("cpu:0",), now=NOW).claimed(fence=1, owner="x", now=NOW)
-    return claimed.ended(fence=1, outcome=outcome, now=NOW)
+    offered = job.offered(rig=rig, slots=("cpu:0",), now=NOW)
+    claimed = offered.claimed(fence=offered.fence, owner="x", now=NOW)
+    return claimed.ended(fence=offered.fence, outcome=outcome, now=NOW)
 
 
 LOST = Outcome(end=End.FAILED, cause=Cause.LOST)
@@ -179,6 +180,8 @@ def test_a_job_goes_on_where_it_began_until_that_rig_is_away_for_too_long(shared
     assert reason(store, shared, begun) == "its checkpoints are on rig b: it goes on there"
     checked = ran_on(replace(waiting(), preflight_due=True), "b", Outcome(end=End.CHECKED))
     assert reason(store, shared, checked) is None, "a preflight leaves nothing behind"
+    checked_here = ran_on(replace(begun, preflight_due=True), shared.rig, Outcome(end=End.CHECKED))
+    assert reason(store, shared, checked_here) == "its checkpoints are on rig b: it goes on there"
     silent = shared.model_copy(update={"lease_s": 0.001})
     until(lambda: "starts anew on another rig after 900 s" in str(reason(store, silent, begun)))
     vanished = silent.model_copy(update={"rig_away_s": 0.001})
@@ -193,6 +196,9 @@ def test_a_job_goes_on_where_it_began_until_that_rig_is_away_for_too_long(shared
 
 def test_what_a_rig_lacks_it_leaves_to_the_others(shared: Settings, store: Store) -> None:
     lives(store, "b")
+    like_another = replace(waiting(argv=["no-such-program"]), after=("checked:4",))
+    looked = Here(store).look([like_another], {"4"}, shared, NOW)
+    assert "not a command on the rig's PATH" in looked.not_here["5"], "what it names is there before job 4 has ended"
     assert reason(store, shared, waiting()) is None
     assert reason(store, shared, waiting(rig="b")) == "is for rig b only"
     assert "not a command on the rig's PATH" in str(reason(store, shared, waiting(argv=["no-such-program"])))

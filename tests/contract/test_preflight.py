@@ -13,8 +13,11 @@ from daemon.facts import Ledger
 from daemon.plan import Cancel, Offer, plan
 from daemon.rig import Slot
 from daemon.settings import Settings
+from daemon.settle import settle
 from daemon.store import Store
 from jobs.model import Cause, End, Job, Outcome, State
+from jobs.rundir import run_dir, write_json
+from workers.execute import prepare
 
 JOBS, ESTIMATE = "/api/v1/jobs", "/api/v1/estimate"
 DIGEST = "b" * 64
@@ -143,6 +146,49 @@ def test_one_that_waits_for_anothers_stays_so_until_its_own_work_changes(client:
     assert store.get(other).after == () and store.get(other).preflight_due
 
 
+def test_one_whose_work_is_changed_is_no_matter_to_those_that_it_was_like(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    """Else one bad edit would cancel the sweep."""
+    first, other, _ = sweep(client, learning_rate=[1e-4, 2e-4, 3e-4])
+    client.patch(f"{JOBS}/{first}", json={"lora": {"r": 64}})
+    assert store.get(first).preflight_due
+    assert other in Ledger(store).facts(NOW, settings).position
+    run(store, settings, first, FAILED)
+    assert other in Ledger(store).facts(NOW, settings).position
+    assert not [d for d in decisions(store, settings) if isinstance(d, Cancel)]
+    assert store.abandon(other, first, "it failed", now=NOW).state is State.QUEUED
+
+
+def test_one_that_has_passed_is_waited_for_no_more_whatever_it_is_made_into(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    first, other = sweep(client, learning_rate=[1e-4, 2e-4])
+    run(store, settings, first, PASSED)
+    client.patch(f"{JOBS}/{first}", json={"learning_rate": 10.0})
+    assert store.get(first).preflight_due
+    assert other in Ledger(store).facts(NOW, settings).position
+
+
+def test_one_that_stays_like_the_others_still_counts_for_them(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    first, other = sweep(client, learning_rate=[1e-4, 2e-4])
+    client.patch(f"{JOBS}/{first}", json={"learning_rate": 3e-4})
+    assert other not in Ledger(store).facts(NOW, settings).position
+    run(store, settings, first, FAILED)
+    assert [d.job for d in decisions(store, settings) if isinstance(d, Cancel)] == [other]
+
+
+def test_one_that_has_ended_can_be_deleted_while_others_like_it_wait_for_a_slot(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    first, _ = sweep(client, learning_rate=[1e-4, 2e-4])
+    run(store, settings, first, PASSED)
+    run(store, settings, first, FAILED)
+    assert client.delete(f"{JOBS}/{first}").status_code == 204
+
+
 def test_while_it_runs_every_page_says_that_it_is_one(client: TestClient, store: Store, settings: Settings) -> None:
     job_id = submitted(client, tune())["id"]
     offered = store.offer(job_id, rig=settings.rig, slots=("GPU-0",), epoch=store.new_epoch(settings.rig), now=NOW)
@@ -150,3 +196,48 @@ def test_while_it_runs_every_page_says_that_it_is_one(client: TestClient, store:
     assert "Its preflight runs on GPU 0" in client.get(f"/jobs/{job_id}").text
     assert "preflight" in client.get("/jobs").text
     assert client.get(f"{JOBS}/{job_id}").json()["attempts"][-1]["preflight"]
+
+
+def test_nothing_of_a_preflight_that_was_cut_off_is_there_when_the_next_run_begins(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    """Its own rig takes it away as it ends it; one that was away, or `overnight reindex`, does not."""
+    job_id = submitted(client, tune())["id"]
+    folder = run_dir(settings.runs, job_id)
+    folder.aside.create()
+    (folder.scratch / "metrics.jsonl").write_text("{}")
+    offered = store.offer(job_id, rig=settings.rig, slots=("GPU-0",), epoch=store.new_epoch(settings.rig), now=NOW)
+    job = store.claim(job_id, fence=offered.fence, owner="test", now=NOW, lease_s=60)
+    assert prepare(folder, job, settings, store).preflight
+    assert not folder.scratch.exists()
+
+
+def passed(store: Store, settings: Settings, job_id: str, peak_bytes: float) -> Job:
+    """Its preflight has left its result, and is ended by the worker."""
+    offered = store.offer(job_id, rig=settings.rig, slots=("GPU-0",), epoch=store.new_epoch(settings.rig), now=NOW)
+    store.claim(job_id, fence=offered.fence, owner="test", now=NOW, lease_s=60)
+    learned = {**PASSED.learned, "peak_vram_bytes": peak_bytes}
+    folder = run_dir(settings.runs, job_id)
+    folder.create()
+    write_json(folder.result, {"fence": offered.fence, "end": "checked", "learned": learned})
+    write_json(folder.exit, {"fence": offered.fence, "exit_code": 0})
+    settle(store, settings, job_id, offered.fence, slot="GPU-0", now=NOW + 60)
+    return store.get(job_id)
+
+
+def test_one_that_filled_its_card_to_the_brim_may_run_there_again(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    """torch keeps what it once had: a peak near the card's size is no need of more than the card has."""
+    job_id = submitted(client, tune())["id"]
+    assert passed(store, settings, job_id, 79.9 * 2**30).vram_bytes == 79.5 * 2**30
+    assert job_id in [decision.job for decision in decisions(store, settings) if isinstance(decision, Offer)]
+    assert client.post(JOBS, json=tune()).status_code == 201
+
+
+def test_the_memory_of_a_generation_that_takes_what_there_is_is_no_need(
+    client: TestClient, store: Store, settings: Settings
+) -> None:
+    job_id = submitted(client, {"kind": "generate", "model": "llama-1b", "data": f"sha256:{DIGEST}", "preflight": True})["id"]  # fmt: skip
+    before = store.get(job_id).vram_bytes
+    assert passed(store, settings, job_id, 70.0 * 2**30).vram_bytes == before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from daemon.idle import CHANGE_S, Idle, Night, Reason, idle, outages, seconds_by_reason
 from daemon.telemetry import GpuEvent
-from jobs.model import Attempt, Job, State
+from jobs.model import Attempt, End, Job, State
 
 A, B = "GPU-a", "GPU-b"
 HOUR = 3600.0
@@ -59,6 +59,14 @@ def test_jobs_that_wait_for_others_or_for_their_time_are_no_work_yet() -> None:
     found = idle(night(later, child, slots=(A, B)))
     assert told(found)[0] == (0, 3, Reason.WAITING)
     assert told(found)[-1] == (0, 4, Reason.WAITING)
+
+
+def test_one_that_waits_for_the_preflight_of_another_is_work_when_that_has_passed() -> None:
+    leader = job(1, (0, HOUR, A), (HOUR, 8 * HOUR, A))
+    first, rest = leader.attempts
+    leader = replace(leader, attempts=(replace(first, preflight=True, end=End.CHECKED), rest))
+    found = idle(night(leader, job(2, (4 * HOUR, 8 * HOUR, B), after=("checked:1",)), slots=(A, B)))
+    assert told(found) == [(0, 1, Reason.WAITING), (1, 4, Reason.KEPT_BACK)]
 
 
 def test_outside_the_window_only_a_job_for_any_time_could_start() -> None:

@@ -162,6 +162,22 @@ def test_its_job_can_be_cancelled_meanwhile() -> None:
         over.ended(fence=over.fence, outcome=PASSED, now=NOW)
 
 
+def test_a_cancellation_that_comes_as_it_passes_is_no_less_one() -> None:
+    asked = checking(due(1)).asked(Wish(kind=WishKind.CANCEL, reason="by hand", asked_at=NOW))
+    over = ended(asked, PASSED)
+    assert over.state is State.CANCELLED and over.outcome is not None and over.outcome.message == "by hand"
+    assert ended(over, PASSED) is over  # told again: its reply was lost
+
+
+def test_its_own_wait_for_a_download_does_not_bring_the_jobs_hour_forward() -> None:
+    late = due(1, not_before=NOW + HOUR)
+    again = ended(checking(replace(late, spec={"not_before": NOW + HOUR})), failed(Cause.FETCH))
+    assert again.not_before is not None and again.not_before < NOW + HOUR
+    passed = ended(checking(again), PASSED)
+    assert passed.not_before == NOW + HOUR
+    assert offers(facts(passed, gpus=1)) == {}
+
+
 # -- for others like it ----------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +198,13 @@ def test_one_that_waits_for_another_job_checks_nobody_but_itself() -> None:
     assert [(each.id, each.preflight_due, each.after) for each in found] == [
         ("1", True, ("7",)), ("2", True, ()), ("3", False, ("checked:2",)), ("4", True, ("7",)),
     ]  # fmt: skip
+
+
+def test_nobody_waits_for_one_that_is_less_urgent_or_has_other_hours() -> None:
+    slow, night = finetune(1, priority="backlog"), finetune(2, not_before=NOW + HOUR)
+    found = shared([slow, night, finetune(3), finetune(4, window="any"), finetune(5)])
+    assert [each.id for each in found if each.preflight_due] == ["1", "2", "3", "4"]
+    assert found[4].after == ("checked:3",)
 
 
 def family(leader: Job, **more: Any) -> Any:
@@ -279,6 +302,16 @@ def test_the_forecast_counts_it_and_tells_when_the_job_itself_starts() -> None:
     at_it = facts(checking(due(2)), gpus=1, expected_s={"2": 60.0})
     later = forecast(at_it, Windows(), lasts=lambda job, slot: 2 * HOUR).jobs["2"]
     assert (later.start_at, later.end_at) == (NOW + 60.0, NOW + 60.0 + 2 * HOUR)
+
+
+@pytest.mark.parametrize("kind", WishKind)
+def test_the_forecast_knows_that_it_was_asked_to_stop(kind: WishKind) -> None:
+    asked = checking(due(1)).asked(Wish(kind=kind, reason="by hand", asked_at=NOW))
+    found = forecast(facts(asked, gpus=1, expected_s={"1": 60.0}), Windows(), lasts=lambda job, slot: HOUR).jobs["1"]
+    if kind is WishKind.CANCEL:
+        assert found.end_at == NOW
+    else:  # it comes again, and then the job
+        assert found.end_at == NOW + Policy().preflight_s + HOUR
 
 
 def test_the_energy_of_the_whole_job_follows_from_what_it_drew() -> None:
