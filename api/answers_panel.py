@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from api.curves import plain
+from api.curves import plain_text
 from api.files import NoSuchFile, open_beneath
 from api.wording import count
 from jobs.model import Job
@@ -71,7 +71,8 @@ def _shown(value: Mapping[str, Any]) -> Shown:
     # in OpenAI's shape the line's own id says which of several adapters it was
     if adapter := value.get("adapter") or str(value.get("id", "")).partition("/")[2]:
         name = f"{name} · {adapter}"
-    return Shown(_text(name), _text(_asked(value)), _text(_said(value)), _text(message) if error else "")
+    shown = [plain_text(each, CHARACTERS) for each in (name, _asked(value), _said(value), message if error else "")]
+    return Shown(*shown)
 
 
 def _asked(value: Mapping[str, Any]) -> object:
@@ -87,10 +88,3 @@ def _said(value: Mapping[str, Any]) -> object:
         return choice["message"]["content"] if "message" in choice else choice["text"]
     except (KeyError, IndexError, TypeError):
         return value.get("text", "")
-
-
-def _text(value: object) -> str:
-    """As somebody reads it, line by line, and not too much of it."""
-    text = value if isinstance(value, str) else "" if value is None else str(value)
-    shown = "\n".join(map(plain, text[: CHARACTERS + 1].split("\n")))
-    return shown if len(text) <= CHARACTERS else f"{shown[:CHARACTERS]} …"

@@ -168,6 +168,13 @@ def plain(line: str) -> str:
     return clean if len(clean) <= LINE_CHARACTERS else clean[:LINE_CHARACTERS] + " …"
 
 
+def plain_text(value: object, most: int) -> str:
+    """The same of what may be several lines, or no text at all; of a longer one its first characters."""
+    text = value if isinstance(value, str) else "" if value is None else str(value)
+    shown = "\n".join(map(plain, text[: most + 1].split("\n")))
+    return shown if len(text) <= most else f"{shown[:most]} …"
+
+
 @dataclass(frozen=True)
 class File:
     """A file that can be fetched, or a folder's sum when `files` is set."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from api.curves import plain_text
 from api.files import NoSuchFile, open_beneath
 from api.wording import number, words
 from daemon.night.best import BASELINE_TAG
@@ -25,6 +26,10 @@ from jobs.rundir import RunDir
 #: Larger files are not read for a page; differences are then told without them.
 MOST_BYTES = 8 << 20
 WORST_SHOWN = 10
+CHARACTERS = 400
+#: Of a row, what differences are made of; and a number above all that a row can count.
+NUMBERS, ANSWERS = ("index", "loss", "tokens", "correct", "all_loss", "all_tokens"), ("exact", "includes")
+MOST = 1e12
 MINUS = "\u2212"
 Row = Mapping[str, Any]
 
@@ -136,10 +141,10 @@ def _alike(other: Job, job: Job) -> bool:
 def _worst(row: Row) -> Worst:
     loss = row.get("loss")
     return Worst(
-        id=str(row.get("id", "")),
+        id=plain_text(row.get("id"), CHARACTERS),
         loss=number(loss) if is_finite(loss) and loss is not None else "",
-        expected=str(row.get("expected", "")),
-        answer=str(row.get("answer", "")),
+        expected=plain_text(row.get("expected"), CHARACTERS),
+        answer=plain_text(row.get("answer"), CHARACTERS),
     )
 
 
@@ -157,16 +162,19 @@ def _identity(folder: RunDir, name: str) -> tuple[int, int] | None:
     return facts.st_mtime_ns, facts.st_size
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _rows(folder: RunDir, identity: tuple[int, int] | None) -> tuple[Row, ...]:
     del identity  # only tells when to look again
     rows = [_json(line) for line in _text(folder, "rows.jsonl").splitlines()]
-    return tuple(rows) if rows and all(map(_is_row, rows)) else ()
+    if not all(map(_is_row, rows)):
+        return ()
+    return tuple({name: row[name] for name in (*NUMBERS, *ANSWERS) if name in row} for row in rows)
 
 
 def _is_row(row: Any) -> bool:
-    needed = ("index", "loss", "tokens", "correct", "all_loss", "all_tokens")
-    return isinstance(row, dict) and all(is_finite(row.get(name)) for name in needed)
+    if not isinstance(row, dict) or not all(row.get(name) in (None, True, False) for name in ANSWERS):
+        return False
+    return all(is_finite(row.get(name)) and 0 <= row[name] <= MOST for name in NUMBERS)
 
 
 def _json(text: str) -> Any:

@@ -5,7 +5,6 @@ Precedence: flag, environment (`OVERNIGHT_<KEY>`), `$OVERNIGHT_HOME/config.toml`
 
 import json
 import os
-import re
 import socket
 import sys
 import tomllib
@@ -31,7 +30,7 @@ from daemon.tariff import Tariff
 from daemon.window import Windows
 from jobs.home import default_home
 from jobs.spec import nearest
-from jobs.trackers import PREFIXES, Tracker
+from jobs.trackers import PREFIXES, SECRETIVE, Tracker
 
 PREFIX = "OVERNIGHT_"
 #: Variables with our prefix that are not settings of the rig.
@@ -44,10 +43,6 @@ NOT_SETTINGS = {
     "OVERNIGHT_GPU_INDEX",
 }
 NOT_SETTINGS_PREFIXES = ("OVERNIGHT_MARK", "OVERNIGHT_SLOT_", "OVERNIGHT_JOB", "OVERNIGHT_SECRET_")
-
-
-#: Variables that hold a key, and not a setting.
-SECRETIVE = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
 
 
 class InvalidSettings(Exception):

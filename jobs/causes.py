@@ -1,6 +1,8 @@
 """From an exception inside an attempt to its cause, with a sentence and a hint for the owner."""
 
 import errno
+import resource
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +26,16 @@ def classify(error: BaseException, spec: Mapping[str, Any]) -> JobError:
     if any(type(e).__module__.split(".")[0] in NETWORK_PACKAGES or isinstance(e, ConnectionError) for e in errors):
         return JobError(Cause.FETCH, f"Something could not be downloaded: {_words(error)}", "It is tried again.")
     return JobError(Cause.USER_ERROR, _words(error), "The log has the traceback.")
+
+
+def killed(name: str, number: int, *, oom: bool) -> JobError:
+    """A program of the attempt's own that a signal has ended. `oom`: the kernel has counted a kill for memory meanwhile."""
+    if number == signal.SIGKILL and oom:
+        peak_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # Linux counts KiB: getrusage(2)
+        message = f"The machine's memory ran out; {name} was killed, its largest process had {peak_gib:.1f} GiB."
+        return JobError(Cause.OOM_HOST, message, "Let it use less memory at once.")
+    word = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    return JobError(Cause.SIGNAL, f"{name} was killed by {word}, which Overnight did not send.")
 
 
 def gpu_out_of_memory(spec: Mapping[str, Any]) -> JobError:

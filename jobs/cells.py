@@ -22,6 +22,10 @@ NUMBERS = (
     "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "decode_min_tokens_per_s", "decode_max_tokens_per_s",
     "inter_token_latency_s", "inter_token_latency_p95_s", "repeats",
 )  # fmt: skip
+#: What the whole process needed at most, bytes: on a GPU, on a CPU.
+PEAKS = ("peak_reserved_bytes", "peak_rss_bytes")
+#: Of a batch or a prompt: what a document may ask for at most.
+LARGEST = 1_048_576
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,15 +167,19 @@ def variant_words(variant: tuple[str, str]) -> str:
 
 def peak_bytes(row: Json) -> int:
     """What the whole process needed: on a GPU what torch reserved there, on a CPU its resident memory."""
-    return int(row.get("peak_reserved_bytes") or row.get("peak_rss_bytes") or 0)
+    return int(next((row[name] for name in PEAKS if row.get(name)), 0))
 
 
 def is_row(value: Json) -> bool:
     """Whether a line of the file is a row of ours. It was left by a job, so it may be anything."""
-    try:
-        cell_of(value)
-    except (KeyError, TypeError, ValueError):
+    if not all(isinstance(value.get(name), str) for name in ("dtype", "quantization", "state")):
         return False
-    if value.get("state") in (DOES_NOT_FIT, NOT_RUN):
+    if not all(
+        isinstance(value.get(name), int) and 0 < value[name] <= LARGEST for name in ("batch_size", "prompt_length")
+    ):
+        return False
+    if value["state"] in (DOES_NOT_FIT, NOT_RUN):
         return isinstance(value.get("reason", ""), str)
-    return value.get("state") == MEASURED and all(is_finite(value.get(name)) for name in NUMBERS)
+    numbers = all(is_finite(value.get(name)) for name in NUMBERS)
+    peaks = all(value.get(name) is None or is_finite(value[name]) for name in PEAKS)
+    return value["state"] == MEASURED and numbers and peaks

@@ -4,7 +4,6 @@ Its output goes where the attempt's own goes: into log.txt. Does not end what th
 """
 
 import os
-import resource
 import shlex
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from jobs import environment, interpreter, snapshot, tensorboard
+from jobs.causes import killed
 from jobs.metrics import last_values
 from jobs.model import Cause
 from jobs.process import die_with_parent, for_other_programs, oom_kills
@@ -47,7 +47,7 @@ def run(run: Run) -> dict[str, Any]:
         return {**last_values(run.folder.metrics), "exit_code": 0}
     name = _shown(run)
     if code < 0:
-        raise _killed(name, -code, oom=oom_kills() > kills_before)
+        raise killed(f"`{name}`", -code, oom=oom_kills() > kills_before)
     words = last_words(run.folder.log)
     ending = f": {words}" if words else "."
     raise JobError(Cause.USER_ERROR, f"`{name}` exited with status {code}{ending}", "Its output is in the log.")
@@ -145,15 +145,6 @@ def _forwarded_sigterm(run: Run) -> Iterator[Forward]:
         yield forward
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _killed(name: str, number: int, *, oom: bool) -> JobError:
-    if number == signal.SIGKILL and oom:
-        peak_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # Linux counts KiB: getrusage(2)
-        message = f"The machine's memory ran out; `{name}` was killed, its largest process had {peak_gib:.1f} GiB."
-        return JobError(Cause.OOM_HOST, message, "Let it use less memory at once.")
-    word = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    return JobError(Cause.SIGNAL, f"`{name}` was killed by {word}, which Overnight did not send.")
 
 
 def last_words(log: Path) -> str:

@@ -114,7 +114,8 @@ def _open_engine(
             return stack.enter_context(Vllm(run, python, _vllm_order(run, tokenizer, context)))
         except Unsupported as error:
             if wanted == "vllm":
-                raise JobError(Cause.BAD_INPUT, f"vLLM cannot be used: {error}.", "The log has more.") from error
+                cause = Cause.OOM_GPU if "out of memory" in str(error).lower() else Cause.BAD_INPUT
+                raise JobError(cause, f"vLLM cannot be used: {error}.", "The log has more.") from error
             say(f"vLLM cannot be used ({error}); transformers answers instead.")
     if wanted == "vllm" and not python:
         raise JobError(Cause.BAD_INPUT, "This rig has no vLLM.", "Set vllm_python in its config.toml, or leave engine out.")  # fmt: skip

@@ -20,6 +20,7 @@ VERSIONS = ("torch", "transformers", "peft", "trl")
 TOLD_ELSEWHERE = {"kind", "model", "adapter", "data", "eval_data", "export", "trackers"} | NOT_ITS_WORK
 #: What front matter of a base's own card is passed on.
 TERMS = ("license", "license_name", "license_link")
+LONGEST_TERM = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,10 @@ class Base:
             name = named.partition("@")[0]
         elif place.startswith("/"):  # a job's result says what it was made from
             own = card.get("base_model")
-            name = str(own) if JOB_REFERENCE.fullmatch(named) and isinstance(own, str) else Path(place).name
+            name = _term(own) if JOB_REFERENCE.fullmatch(named) and isinstance(own, str) else Path(place).name
         else:
             name = place.partition("@")[0]
-        terms = {key: str(card[key]) for key in TERMS if isinstance(card.get(key), (str, bytes))}
+        terms = {key: _term(card[key]) for key in TERMS if isinstance(card.get(key), str)}
         return cls(name=name, terms=terms)
 
 
@@ -93,7 +94,7 @@ def trained_card(order: Order, files: Sequence[DataFile], metrics: Mapping[str, 
         "## How to repeat it",
         "",
         f"On the same rig: `overnight rerun {order.job_id} --exact`. Elsewhere save this as `job.json` and run `submit job.json`; "
-        "`data` is then the file with the sum above.",
+        "`data` is then the file with the sum above; of files and folders of the rig only their names stand here.",
         "",
         *_code("json", json.dumps(_document(spec), indent=2)),
         "",
@@ -166,7 +167,7 @@ def _document(spec: Mapping[str, Any]) -> dict[str, Any]:
     usual = defaults(str(spec["kind"]))
     lora = {name: value for name, value in spec["lora"].items() if not same(value, usual["lora"].get(name))}
     fields = {name: value for name, value in spec.items() if name not in usual or not same(value, usual[name])}
-    kept = {name: value for name, value in fields.items() if name not in NOT_ITS_WORK}
+    kept = {name: _without_folders(value) for name, value in fields.items() if name not in NOT_ITS_WORK}
     return {"kind": spec["kind"], **kept, **({"lora": lora} if lora else {})}
 
 
@@ -202,13 +203,23 @@ def _code(language: str, text: str) -> list[str]:
 
 
 def _table(facts: Mapping[str, Any]) -> list[str]:
-    rows = [f"| {key} | {_shown(value)} |" for key, value in facts.items()]
+    rows = [f"| {key} | {_shown(_without_folders(value))} |" for key, value in facts.items()]
     return ["| | |", "|---|---|", *rows]
 
 
 def _shown(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _without_folders(value: Any) -> Any:
+    """Of a file or folder of this rig its name alone: where it lay is nobody else's business."""
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
+
+
+def _term(text: str) -> str:
+    """A stranger's words, as far as every YAML reader takes them."""
+    return "".join(c for c in text if c.isprintable())[:LONGEST_TERM]
 
 
 def _front_matter(card: Path) -> Mapping[str, Any]:

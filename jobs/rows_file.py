@@ -4,6 +4,7 @@ Pure files, no model. Only the places of rows are held in memory, not the rows.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ class RowsFile:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows in one write, durably."""
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = "".join(_line(row) for row in rows)
         with self.path.open("ab", buffering=0) as file:
             file.write(lines.encode(errors="replace"))
             os.fsync(file.fileno())
@@ -103,3 +104,20 @@ class RowsFile:
                 return
             yield key, start, len(line)
             start += len(line)
+
+
+def _line(row: Row) -> str:
+    """As JSON, whatever came in with the data: tables hold dates, decimals and bytes, and Python reads NaN."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    except ValueError:
+        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what is no number."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

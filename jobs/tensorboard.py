@@ -4,12 +4,13 @@ The formats: a TFRecord is length, checksum, data, checksum (tensorflow/core/lib
 (tensorflow/core/util/event.proto) in protobuf's encoding (protobuf.dev/programming-guides/encoding). Tests read it with tensorboard.
 """
 
-import math
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from jobs.log import say
+from jobs.metrics import is_finite
 from jobs.rundir import RunDir, read_json_lines
 
 NAME = "events.out.tfevents.{}.overnight"
@@ -49,10 +50,13 @@ class EventFile:
 
 def render(folder: RunDir, attempt: int) -> None:
     """The whole file at once, for programs that write metrics.jsonl by themselves. Does nothing when there is none, nor beside
-    files that the program wrote for TensorBoard itself."""
+    files that the program wrote for TensorBoard itself. What cannot be written is told: it must not cost a result."""
     own = set(folder.tensorboard.glob(ANY)) - set(folder.tensorboard.glob(NAME.format("*")))
-    if folder.metrics.exists() and not own:
-        EventFile.of(folder, attempt)
+    if folder.metrics.is_file() and not own:
+        try:
+            EventFile.of(folder, attempt)
+        except OSError as error:
+            say(f"TensorBoard's file of this job is not written: {error.strerror}.")
 
 
 def _event(line: Mapping[str, Any]) -> bytes:
@@ -71,16 +75,11 @@ def _number(value: Any) -> float:
 
 def _values(line: Mapping[str, Any]) -> Iterator[bytes]:
     for name, value in line.items():
-        if (
-            name in NOT_METRICS
-            or isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-        ):
+        if name in NOT_METRICS or not is_finite(value):
             continue
         tag = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
         # Summary: 1 value; Value: 1 tag, 2 simple_value float
-        yield _field(1, _field(1, tag.encode()) + b"\x15" + struct.pack("<f", _narrow(value)))
+        yield _field(1, _field(1, tag.encode(errors="replace")) + b"\x15" + struct.pack("<f", _narrow(value)))
 
 
 def _narrow(value: float) -> float:

@@ -6,8 +6,10 @@ stays the truth. An attempt that resumes goes on with the same run.
 
 import importlib.util
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,6 +23,10 @@ PREFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "wandb": ("WANDB_",), "trackio": ("TRACKIO_",), "mlflow": ("MLFLOW_", "HF_MLFLOW_"),
 })  # fmt: skip
 PROJECT = "overnight"
+#: Variables that hold a key, and not a setting.
+SECRETIVE = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
+#: Who somebody is, in an address.
+WHO = re.compile(r"(?<=://)[^\s/@]+@")
 
 
 def join(trainer: Any, run: Run) -> None:
@@ -36,7 +42,7 @@ def join(trainer: Any, run: Run) -> None:
         try:
             callback = _CALLBACKS[name](run)
         except Exception as error:  # a package that does not load, or is too old
-            say(f"Tracker {name} is not told: {_first_line(error)}")
+            say(f"Tracker {name} is not told: {_words(error)}")
             continue
         trainer.add_callback(_guest(name, callback, run))
         say(f"Tracker {name} is told.")
@@ -106,7 +112,7 @@ def _guest(name: str, callback: Any, run: Run) -> Any:
                     _remember(run, name, callback._ml_flow.active_run().info.run_id)
             except Exception as error:  # a network that is down, a key that is wrong, a disk that is full
                 self.gone = True
-                say(f"Tracker {name} is told no more: {_first_line(error)}")
+                say(f"Tracker {name} is told no more: {_words(error)}")
 
         return told
 
@@ -115,5 +121,10 @@ def _guest(name: str, callback: Any, run: Run) -> Any:
     return Guest()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _words(error: Exception) -> str:
+    """Its first line, without the keys that the tracker was given: everybody who may see the job sees its log."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    for name, value in os.environ.items():
+        if value and SECRETIVE.search(name) and name.startswith(tuple(chain.from_iterable(PREFIXES.values()))):
+            line = line.replace(value, "…")
+    return WHO.sub("…@", line)[:200]

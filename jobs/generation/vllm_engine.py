@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jobs.vllm_driver
+from jobs.causes import killed
 from jobs.generation.answers import Answer, Sample
 from jobs.generation.engine import Deliver, Unsupported
 from jobs.generation.requests import Problem, Request, longest_first
 from jobs.generation.sampling import Sampling
 from jobs.model import Cause
+from jobs.process import oom_kills
 from jobs.run import Interrupted, JobError, Run
 from jobs.rundir import write_json
 
@@ -40,6 +42,7 @@ class Vllm:
         self.name = "vLLM"
         self._run, self._python, self._order = run, python, order
         self._unread = b""
+        self._kills_before = oom_kills()
 
     def __enter__(self) -> "Vllm":
         path = self._run.folder.checkpoints / "vllm.json"
@@ -59,7 +62,7 @@ class Vllm:
         try:
             told = self._answer(LOAD_S)
             if "ready" not in told:
-                raise Unsupported(str(told.get("fatal", "its program ended"))[:500])
+                raise Unsupported(self._last_words(told))
         except BaseException:
             self.__exit__()
             raise
@@ -102,10 +105,23 @@ class Vllm:
             return list(told["answers"])
         if self._run.stop_requested:
             raise Interrupted  # the stop ended it, too
-        words = str(told.get("fatal", "its program ended without a word"))[:500]
+        words = self._last_words(told)
         if "out of memory" in words.lower():
             raise JobError(Cause.OOM_GPU, f"vLLM ran out of memory: {words}", 'Use a smaller model, or engine = "transformers".')  # fmt: skip
+        if self._killed_by:
+            raise killed("vLLM", self._killed_by, oom=oom_kills() > self._kills_before)
         raise JobError(Cause.USER_ERROR, f"vLLM failed: {words}", 'The log has more. engine = "transformers" does without it.')  # fmt: skip
+
+    def _last_words(self, told: Mapping[str, Any]) -> str:
+        return str(told.get("fatal", "its program ended without a word"))[:500]
+
+    @property
+    def _killed_by(self) -> int:
+        """The signal that ended the program; 0 when none did."""
+        try:
+            return max(0, -self._process.wait(END_S))
+        except subprocess.TimeoutExpired:
+            return 0
 
     def _answer(self, within_s: float) -> dict[str, Any]:
         """The program's next line; {} when it has ended. Beats meanwhile. Raises Interrupted, JobError."""
@@ -120,6 +136,8 @@ class Vllm:
                     if not part:
                         return {}
                     self._unread += part
+                elif self._process.poll() is not None:
+                    return {}  # processes of its own may keep the pipe open
                 now = time.monotonic()
                 self._run.beat()
                 if self._run.stop_requested:
@@ -131,7 +149,10 @@ class Vllm:
                     self._process.kill()
                     raise JobError(Cause.HANG, f"vLLM said nothing for {within_s:.0f} s.", "It is tried again.")
         line, _, self._unread = self._unread.partition(b"\n")
-        value = json.loads(line)
+        try:
+            value = json.loads(line)
+        except ValueError:
+            return {"fatal": f"it said {line[:100]!r}, which is no answer"}
         return value if isinstance(value, dict) else {}
 
 

@@ -95,6 +95,29 @@ def test_files_of_any_content_do_no_harm(tmp_path: Path, content: bytes) -> None
     assert evaluation_panel.rows_of(folder) == [] and evaluation_panel.worst_of(folder) == []
 
 
+@pytest.mark.parametrize(
+    "hostile", [{"loss": 1e308, "tokens": 1e9}, {"exact": "yes"}, {"includes": 10**400}, {"loss": -1}]
+)
+def test_rows_of_any_numbers_do_no_harm(store: Store, settings: Settings, hostile: dict[str, Any]) -> None:
+    base = evaluated(store, settings, [measured(at, 1.0 + at, False) for at in range(6)])
+    tuned = evaluated(store, settings, [measured(at, 0.5 + at, True) for at in range(6)], adapter="/a")
+    folder = run_dir(settings.runs, tuned.id)
+    folder.rows.write_text("".join(json.dumps(measured(at, 1.0, True) | hostile) + "\n" for at in range(6)))
+    before = evaluation_panel.rows_of(run_dir(settings.runs, base.id))
+    made = evaluation_panel.panel(tuned, base, evaluation_panel.rows_of(folder), before, [])
+    assert made is not None and not made.paired
+
+
+def test_the_worst_rows_are_shown_as_text_and_not_too_much_of_it(store: Store, settings: Settings) -> None:
+    job = evaluated(store, settings, [measured(0, 1.0, False)])
+    made = evaluation_panel.panel(
+        job, None, [], [], [{"id": [1], "answer": "\u202eabc\x1b[31m", "expected": "x" * 10**6}]
+    )
+    assert made is not None
+    [worst] = made.worst
+    assert (worst.id, worst.answer) == ("[1]", "abc") and len(worst.expected) < 500
+
+
 # -- what a rig refuses -------------------------------------------------------------------------------------------------
 
 

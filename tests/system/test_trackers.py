@@ -127,3 +127,16 @@ def test_a_tracker_that_breaks_is_dropped_and_the_training_goes_on(
         guest.on_log(None, None, None, logs={})
     assert callback.told == ["begin", "log"]
     assert capsys.readouterr().out == "Tracker wandb is told no more: no route to host\n"
+
+
+def test_what_a_tracker_says_at_its_end_is_told_without_its_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def on_log(self, *_: Any, **__: Any) -> None:
+            raise ConnectionError("https://ada:hunter22@tracker/api with key 0123456789abcdef failed")
+
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    run = Run(RunDir(tmp_path), Order(job_id="1", attempt=1, fence=1, resume=False, spec={}))
+    trackers._guest("mlflow", Broken(), run).on_log(None, None, None, logs={})
+    assert capsys.readouterr().out == "Tracker mlflow is told no more: https://…@tracker/api with key … failed\n"

@@ -152,6 +152,9 @@ def test_what_a_job_left_is_shown_only_where_it_is_a_row() -> None:
         json.dumps({**good, "decode_tokens_per_s": 1e400}), json.dumps({**unmeasured_row(cell(), NOT_RUN, "x"), "reason": 3}), "[" * 10_000,
     ]  # fmt: skip
     assert rows_of(bad) == []
+    for name in ("batch_size", "prompt_length", "peak_reserved_bytes", "dtype", "state"):
+        hostile: list[Any] = [1e999, [], {}] + [10**400, "8"] * (name != "dtype" and name != "state")
+        assert rows_of([json.dumps({**good, name: value}) for value in hostile]) == [], name
     assert not is_row({})
     again = good | {"ttft_s": 0.25}
     assert rows_of([json.dumps(good), *bad, json.dumps(again)]) == [again]

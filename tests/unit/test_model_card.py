@@ -71,6 +71,32 @@ def test_a_base_without_a_licence_is_said_and_a_stranger_card_does_no_harm(tmp_p
     assert Base.of(order(paths, model="m")) == Base(name="m", terms={})
 
 
+def test_no_licence_of_a_stranger_can_spoil_the_card(tmp_path: Path) -> None:
+    paths = base_with_card(
+        tmp_path / "m", 'license: "\\ud800mit\\x7f"\nlicense_name: "a\\nmodel-index: []\\x85"\nlicense_link: [1]'
+    )
+    text = trained_card(order(paths, model="m"), FILES, METRICS, SPENT)
+    text.encode()
+    told = ModelCard(text).data.to_dict()
+    assert (told["license"], told["license_name"]) == ("mit", "amodel-index: []")
+    assert "license_link" not in told and "model-index" not in told
+
+
+def test_no_folder_of_the_rig_is_named(tmp_path: Path) -> None:
+    model = base_with_card(tmp_path / "base", "license: mit")
+    files = {
+        "data": "/home/ada/secret/rows.jsonl",
+        "eval_data": "/home/ada/e.jsonl",
+        "chat_template": "/home/ada/own.jinja",
+    }
+    made = order(model, model=model["model"], adapter="/home/ada/first/", **files)
+    text = trained_card(made, FILES, METRICS, SPENT)
+    assert "/home" not in text and str(tmp_path) not in text
+    again = json.loads(text.partition("```json\n")[2].partition("\n```")[0])
+    assert (again["model"], again["data"], again["adapter"]) == ("base", "rows.jsonl", "first")
+    assert "own.jinja" in text
+
+
 def test_a_chain_of_jobs_names_the_model_at_its_beginning(tmp_path: Path) -> None:
     paths = base_with_card(tmp_path / "model", "license: mit\nbase_model: org/first")
     assert Base.of(order(paths, model="job:3")) == Base(name="org/first", terms={"license": "mit"})

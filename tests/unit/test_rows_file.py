@@ -1,5 +1,8 @@
 """The file of measured rows: each once, in order, whatever was torn on the way."""
 
+import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,11 @@ def test_rows_of_another_order_are_never_mixed_in(begun: RowsFile) -> None:
 
 def test_nothing_is_resumed_where_nothing_was(tmp_path: Path) -> None:
     assert file_in(tmp_path).resume() == set()
+
+
+def test_what_came_in_with_the_data_goes_out_as_json(begun: RowsFile) -> None:
+    ids = [date(2026, 1, 2), Decimal("1.50"), b"x", float("nan"), {"a": [float("inf"), 1.5]}]
+    begun.append([{"index": 10 + at, "id": value} for at, value in enumerate(ids)])
+    refuse = {"parse_constant": lambda word: pytest.fail(word)}
+    told = [json.loads(line, **refuse) for line in begun.path.read_text().splitlines()[-len(ids) :]]
+    assert [row["id"] for row in told] == ["2026-01-02", "1.50", "b'x'", None, {"a": [None, 1.5]}]

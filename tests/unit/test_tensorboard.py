@@ -1,6 +1,7 @@
 """metrics.jsonl as TensorBoard's own reader sees it."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,25 @@ def test_a_program_without_metrics_leaves_no_file(tmp_path: Path) -> None:
     made = folder(tmp_path)
     tensorboard.render(made, attempt=1)
     assert not made.tensorboard.exists()
+
+
+@pytest.mark.parametrize("hostile", ['"loss":1' + "0" * 400, '"\\ud800":1.0', '"deep":' + "[" * 100_000])
+def test_no_line_of_a_program_costs_it_its_result(tmp_path: Path, hostile: str) -> None:
+    made = folder(tmp_path)
+    made.metrics.write_text(f'{{"step":1,{hostile}}}\n{{"step":2,"acc":0.5}}\n')
+    tensorboard.render(made, attempt=1)
+    assert scalars(made, "train/acc") == [(2, 0.5)]
+
+
+def test_a_pipe_for_metrics_and_a_file_in_the_folders_place_are_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = folder(tmp_path / "pipe")
+    os.mkfifo(made.metrics)
+    tensorboard.render(made, attempt=1)
+    made = folder(tmp_path / "file")
+    append_json_line(made.metrics, {"step": 1, "loss": 1.0})
+    made.tensorboard.write_text("theirs")
+    tensorboard.render(made, attempt=1)
+    assert made.tensorboard.read_text() == "theirs"
+    assert "TensorBoard's file of this job is not written: File exists." in capsys.readouterr().out

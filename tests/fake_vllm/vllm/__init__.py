@@ -1,9 +1,11 @@
 """A stand-in for vLLM with the names, signatures and outputs of the real one (0.33) that our driver uses, and no model.
 
-It answers with what it was asked. `FAKE_VLLM` says how it fails: `load`, `memory` (in its second shard), `slow`.
+It answers with what it was asked. `FAKE_VLLM` says how it fails: `load`, `large` (does not fit), `slow`; in its second shard `memory`,
+or `dies` (is killed, and a process of its own still holds the pipe).
 """
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,6 +69,8 @@ class LLM:
         print("INFO: loading, on standard output as the real one does")
         if os.environ.get("FAKE_VLLM") == "load":
             raise ValueError("No available memory for the cache blocks.")
+        if os.environ.get("FAKE_VLLM") == "large":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         self.enable_lora, self.max_lora_rank, self.shards = enable_lora, max_lora_rank, 0
 
     def generate(
@@ -80,6 +84,11 @@ class LLM:
         self.shards += 1
         if os.environ.get("FAKE_VLLM") == "memory" and self.shards == 2:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if os.environ.get("FAKE_VLLM") == "dies" and self.shards == 2:
+            if os.fork():
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.read(0, 1)  # until the recipe gives up
+            os._exit(0)
         if os.environ.get("FAKE_VLLM") == "slow":
             time.sleep(0.5)
         if any(len(prompt["prompt_token_ids"]) == REFUSED_LENGTH for prompt in prompts):
