@@ -15,6 +15,7 @@ from api.panels import near
 from api.wording import CAUSE_WORDS
 from daemon.explain import explain
 from daemon.plan import Facts
+from daemon.situation import place_in_queue
 from daemon.store import Page, Store, Wanted, after
 from jobs.model import Cause, Job, State
 
@@ -141,7 +142,7 @@ def _unfinished(facts: Facts, wanted: Wanted, key: str, start: int, limit: int) 
         found.sort(key=lambda job: (-(job.started_at or 0.0), int(job.id)))
         head = found[: start + limit]
     else:
-        head = nsmallest(start + limit, found, key=lambda job: (job.offer is None, job.rank, int(job.id)))
+        head = nsmallest(start + limit, found, key=lambda job: (job.offer is None, *place_in_queue(job)))
     shown = head[start:]
     around = near(facts, shown) if key == "queued" else facts
     reasons = {job.id: explain(around, job) or "" for job in shown} if key == "queued" else {}

@@ -24,6 +24,7 @@ from daemon.plan import Facts, SlotFacts
 from daemon.quarantine import OUT_OF_SERVICE
 from daemon.samples import SlotNow
 from daemon.settings import Settings
+from daemon.situation import place_in_queue
 from daemon.store import BEAT_TTL_S, Store
 from daemon.telemetry import Live
 from jobs.model import Job, State
@@ -191,7 +192,7 @@ def slots(snap: Snapshot) -> list[SlotCard]:
 def waiting(facts: Facts, start: int = 0, limit: int = ROWS) -> tuple[list[Waiting], int | None]:
     """A part of the queue in the order in which it starts, offers first. Second: where the next part begins."""
     queued = [job for job in facts.jobs.values() if job.state is State.QUEUED]
-    head = nsmallest(start + limit + 1, queued, key=lambda job: (job.offer is None, job.rank, int(job.id)))
+    head = nsmallest(start + limit + 1, queued, key=lambda job: (job.offer is None, *place_in_queue(job)))
     around = near(facts, head)
     rows = [
         Waiting(job, explain(around, job) or "", place, _beside(head, place - 1, -1), _beside(head, place - 1, 1))

@@ -8,13 +8,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from daemon.gpus import Inventory
-from daemon.nvml import (
+from daemon.nvml import Card, Owners
+from daemon.nvml_calls import (
     TIMEOUT,
     VERSION_MISMATCH,
-    Card,
     DriverTrouble,
     GpuTrouble,
-    Owners,
     explain,
     load_binding,
     raise_for_driver,

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from daemon.forecast import Forecast, Outlook, place_in_queue
+from daemon.outlook import Forecast, Outlook
 from daemon.plan import Facts
+from daemon.situation import place_in_queue
 from jobs.model import Job, State
 
 #: So many times it is tried whether a late job fits when others wait.

@@ -1,33 +1,24 @@
-"""One NVIDIA GPU, read only. Of the daemon the one module that imports pynvml; only the processes of the sampler and of
-`daemon.power` do. (A benchmark reads the energy counter of its own GPU in its own process: `jobs.energy_counter`.)
-
-Four kinds of answers are no readings, and each has its consequence:
-
-    refused for good    not supported, no such function        that call is never made again on that GPU
-    of the moment       unknown error, timeout                 the cell stays empty; five in a row: the GPU is `suspect`
-    of the GPU          lost, needs a reset, silent for 2 s    the GPU rests and is asked again later; the others go on
-    of the library      driver reloaded or replaced            everything is shut down and begun anew (`daemon.driver`)
+"""One NVIDIA GPU, read only: what is asked of it, and how the answers make a sample. `daemon.nvml_calls` asks.
 
 PCIe throughput is never read: that call blocks for 20 ms per direction.
 """
 
 import ctypes
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from daemon.gpus import Gpu
+from daemon.nvml_calls import (
+    INSUFFICIENT_SIZE,
+    NOT_FOUND,
+    Calls,
+    GpuTrouble,
+    raise_for_driver,
+)
 from daemon.owner import MIB, Kind, held_bytes
 from daemon.samples import STATES, THROTTLING, GpuProcess, Identity, Sample, SlotNow
-
-# nvmlReturn_t
-NOT_FOUND, INSUFFICIENT_SIZE, DRIVER_NOT_LOADED, TIMEOUT, LIBRARY_NOT_FOUND, VERSION_MISMATCH = 6, 7, 9, 10, 12, 18
-ABSENT = {3, 4, 13, 26}  # not supported, no permission, function not found, deprecated
-GPU_OUT = {11, 15, 16}  # interrupt trouble, GPU is lost, reset required
-LIBRARY_OUT = {1, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, VERSION_MISMATCH, 28}  # 1: uninitialized, 28: GPU not found
 
 # Field ids of nvmlDeviceGetFieldValues
 ENERGY_MJ, POWER_MW, POWER_INSTANT_MW, LIMIT_MW, MEMORY_TEMP_C, RECOVERY_ACTION = 83, 185, 186, 190, 82, 230
@@ -53,7 +44,6 @@ THROTTLE_REASONS = {
 #: These drivers fill process lists with a longer structure: what the binding reads from them is garbage.
 GARBLED_PROCESS_LISTS = ((535, 43), (535, 85))
 
-SLOW_CALL_S = 2.0
 MISSES_UNTIL_SUSPECT = 5
 #: The link and the video encoder are asked at every second thorough round.
 THOROUGH_ROUNDS_PER_LINK = 2
@@ -65,64 +55,19 @@ PROCESS_ROOM = 64
 Owners = Callable[[Iterable[GpuProcess]], tuple[GpuProcess, ...]]
 
 
-class GpuTrouble(Exception):
-    """One GPU is out, in this state."""
-
-    def __init__(self, state: str, reason: str) -> None:
-        super().__init__(reason)
-        self.state = state
-
-
-class DriverTrouble(Exception):
-    """The library is out, and all GPUs with it; the message is a sentence for people."""
-
-    def __init__(self, words: str, *, replaced: bool = False) -> None:
-        super().__init__(words)
-        self.replaced = replaced
-
-
-def load_binding() -> Any:
-    """The module of nvidia-ml-py. Raises DriverTrouble when the package is not installed."""
-    try:
-        import pynvml
-    except ModuleNotFoundError:
-        raise DriverTrouble("The package nvidia-ml-py (extra [rig]) is not installed: CPU slots are used.") from None
-    return pynvml
-
-
-def explain(error: Any) -> str:
-    """A sentence for an NVMLError that concerns the whole driver."""
-    name = type(error).__name__
-    if error.value == LIBRARY_NOT_FOUND:
-        return f"No NVIDIA driver was found ({name}): CPU slots are used."
-    if error.value == DRIVER_NOT_LOADED:
-        return f"The NVIDIA driver is not loaded ({name}): CPU slots are used. `sudo modprobe nvidia` loads it."
-    if error.value == VERSION_MISMATCH:
-        return f"The NVIDIA driver was updated while in use ({name}): no GPU can start new work until a reboot."
-    return f"The NVIDIA driver does not answer ({name}): `nvidia-smi` and the kernel log say more."
-
-
-def raise_for_driver(error: Any) -> None:
-    """Raise DriverTrouble for an NVMLError that is not about one GPU alone."""
-    if error.value in LIBRARY_OUT:
-        raise DriverTrouble(explain(error), replaced=error.value == VERSION_MISMATCH)
-
-
 class Card:
     """One GPU. `read` takes a sample and keeps what the live view needs beside it."""
 
     def __init__(self, nvml: Any, index: int, handle: Any, *, retry_s: float, whose: Owners | None = None) -> None:
         self._nvml = nvml
-        self.handle = handle
+        self._calls = Calls(nvml, handle)
         self._retry_s = retry_s
         self._whose = whose
-        self._never: set[str] = set()
-        self._misses: Counter[str] = Counter()
         self._rests_until = 0.0
-        self.state, self.reason = "ok", ""
+        self.state = "ok"
         self.gpu = self._gpu(index)
         if GARBLED_PROCESS_LISTS[0] <= _version(self.gpu.driver) <= GARBLED_PROCESS_LISTS[1]:
-            self._never |= {"processes_v3", "processes_v2"}
+            self._calls.never |= {"processes_v3", "processes_v2"}
         self.identity = self._identity()
         self._sample = Sample(0)
         self._thorough_rounds = 0
@@ -132,7 +77,7 @@ class Card:
         self._encoder: int | None = None
         self._margin_c: int | None = None
         self._link: tuple[int | None, int | None] = (None, None)
-        self._link_max = self._ask("MaxPcieLinkGeneration"), self._ask("MaxPcieLinkWidth")
+        self._link_max = self._calls.ask("MaxPcieLinkGeneration"), self._calls.ask("MaxPcieLinkWidth")
         self._recovery_action: int | None = None
         self._processes: tuple[GpuProcess, ...] = ()
         self._foreign_util: int | None = None
@@ -141,6 +86,16 @@ class Card:
     @property
     def uuid(self) -> str:
         return self.gpu.uuid
+
+    @property
+    def handle(self) -> Any:
+        """The driver's; None while it rests."""
+        return self._calls.handle
+
+    @property
+    def reason(self) -> str:
+        """What was wrong last."""
+        return self._calls.reason
 
     @property
     def processes(self) -> tuple[GpuProcess, ...]:
@@ -155,15 +110,15 @@ class Card:
         if self.handle is not None:
             try:
                 self._sample = self._take(ts, thoroughly)
-                self.state = "suspect" if max(self._misses.values(), default=0) >= MISSES_UNTIL_SUSPECT else "ok"
+                self.state = "suspect" if max(self._calls.misses.values(), default=0) >= MISSES_UNTIL_SUSPECT else "ok"
             except GpuTrouble as trouble:
                 self.rest(trouble.state, str(trouble), until=at + self._retry_s)
         return self._sample._replace(state=STATES.index(self.state))
 
     def rest(self, state: str, reason: str, *, until: float) -> None:
         """Leave this GPU alone for a while."""
-        self.handle, self._rests_until = None, until
-        self.state, self.reason = state, reason
+        self._calls.handle, self._rests_until = None, until
+        self.state, self._calls.reason = state, reason
         self._processes, self._recovery_action, self._foreign_util = (), None, None
 
     def now(self) -> SlotNow:
@@ -209,94 +164,60 @@ class Card:
 
     def details(self) -> dict[str, Any]:
         """What `overnight doctor` looks at."""
-        ecc = self._ask("EccMode")
+        ecc = self._calls.ask("EccMode")
         return {
             "gpu": asdict(self.gpu),
             "now": asdict(self.now()),
             "limits": self.identity.limits,
-            "persistence": bool(self._ask("PersistenceMode")),
-            "display": bool(self._ask("DisplayActive")),
+            "persistence": bool(self._calls.ask("PersistenceMode")),
+            "display": bool(self._calls.ask("DisplayActive")),
             "ecc": None if ecc is None else bool(ecc[0]),
-            "remapped_rows": self._ask("RemappedRows"),
+            "remapped_rows": self._calls.ask("RemappedRows"),
         }
-
-    def _ask(self, call: str, *arguments: Any, **options: Any) -> Any | None:
-        """The answer of `nvmlDeviceGet<call>`, or None where there is none. Raises GpuTrouble and DriverTrouble."""
-        key = " ".join([call, *(str(argument) for argument in arguments if isinstance(argument, int)), *options])
-        return self._try(key, lambda: getattr(self._nvml, f"nvmlDeviceGet{call}")(self.handle, *arguments, **options))
-
-    def _or_ask(self, value: Any | None, call: str, *arguments: Any) -> Any | None:
-        return self._ask(call, *arguments) if value is None else value
-
-    def _try(self, key: str, call: Callable[[], Any]) -> Any | None:
-        if key in self._never:
-            return None
-        started = time.monotonic()
-        try:
-            answer = call()
-        except self._nvml.NVMLLibraryMismatchError:  # not an NVMLError: an older driver lacks the symbol
-            self._never.add(key)
-            return None
-        except UnicodeDecodeError:  # the binding takes texts for UTF-8: a broken name must not cost the GPU
-            self._never.add(key)
-            return None
-        except self._nvml.NVMLError as error:
-            self._weigh(key, error)
-            return None
-        if (took_s := time.monotonic() - started) > SLOW_CALL_S:
-            raise GpuTrouble("stale", f"{key} took {took_s:.1f} s")
-        self._misses.pop(key, None)
-        return answer
-
-    def _weigh(self, key: str, error: Any) -> None:
-        raise_for_driver(error)
-        if error.value in GPU_OUT:
-            raise GpuTrouble("lost", f"{key} answered {type(error).__name__}")
-        if error.value in ABSENT:
-            self._never.add(key)
-        else:
-            self._misses[key] += 1
-            self.reason = f"{key} answered {type(error).__name__}"
 
     def _wake(self, at: float) -> None:
         try:
-            self.handle = self._nvml.nvmlDeviceGetHandleByUUID(self.uuid)
+            self._calls.handle = self._nvml.nvmlDeviceGetHandleByUUID(self.uuid)
         except self._nvml.NVMLError as error:
             raise_for_driver(error)
             self.rest("lost", f"HandleByUUID answered {type(error).__name__}", until=at + self._retry_s)
 
     def _gpu(self, index: int) -> Gpu:
-        memory, mig, pci = self._memory(), self._ask("MigMode"), self._ask("PciInfo")
+        memory, mig, pci = self._memory(), self._calls.ask("MigMode"), self._calls.ask("PciInfo")
         return Gpu(
             uuid=_text(self._nvml.nvmlDeviceGetUUID(self.handle)),
             index=index,
-            name=_text(self._ask("Name")) or "NVIDIA GPU",
+            name=_text(self._calls.ask("Name")) or "NVIDIA GPU",
             memory_bytes=memory[1] if memory else 0,
             bus_id=_text(pci.busId) if pci else "",
             driver=_text(self._nvml.nvmlSystemGetDriverVersion()),
-            power_limit_w=_scaled(self._ask("EnforcedPowerLimit"), 1000),
+            power_limit_w=_scaled(self._calls.ask("EnforcedPowerLimit"), 1000),
             mig=bool(mig and mig[0]),
         )
 
     def _identity(self) -> Identity:
-        gpu, range_mw = self.gpu, self._ask("PowerManagementLimitConstraints") or (None, None)
-        thresholds = {kind: self._ask("TemperatureThreshold", kind) for kind in (0, 1, 2, 3, 5)}
+        gpu, range_mw = self.gpu, self._calls.ask("PowerManagementLimitConstraints") or (None, None)
+        thresholds = {kind: self._calls.ask("TemperatureThreshold", kind) for kind in (0, 1, 2, 3, 5)}
         self._threshold_c: int | None = thresholds[SLOWDOWN_THRESHOLD]
         self._slowdown_c = self._threshold_c
         limits = {
             "memory_bytes": gpu.memory_bytes,
-            "power_mw": {"min": range_mw[0], "default": self._ask("PowerManagementDefaultLimit"), "max": range_mw[1]},
+            "power_mw": {
+                "min": range_mw[0],
+                "default": self._calls.ask("PowerManagementDefaultLimit"),
+                "max": range_mw[1],
+            },
             "threshold_c": thresholds,
         }
-        return Identity(self.uuid, gpu.name, gpu.bus_id, _text(self._ask("Serial")) or None, gpu.driver, limits)
+        return Identity(self.uuid, gpu.name, gpu.bus_id, _text(self._calls.ask("Serial")) or None, gpu.driver, limits)
 
     def _take(self, ts: int, thoroughly: bool) -> Sample:
-        load, memory = self._ask("UtilizationRates"), self._memory()
+        load, memory = self._calls.ask("UtilizationRates"), self._memory()
         field = self._fields((*FIELDS, *SLOW_FIELDS) if thoroughly else FIELDS)
         if thoroughly:
             self._take_slow(field)
         self._recovery_action = field.get(RECOVERY_ACTION)
-        temp_c = self._or_ask(self._ask("TemperatureV", 0), "Temperature", 0)
+        temp_c = self._calls.or_ask(self._calls.ask("TemperatureV", 0), "Temperature", 0)
         if self._margin_c is not None and temp_c is not None:
             self._slowdown_c, self._margin_c = temp_c + self._margin_c, None
         return Sample(
@@ -307,13 +228,13 @@ class Card:
             temp_c=temp_c,
             mem_temp_c=self._slow.get(MEMORY_TEMP_C),
             # The average is not known before Ampere, where the instant reading has a window as long.
-            power_mw=self._or_ask(field.get(POWER_MW, field.get(POWER_INSTANT_MW)), "PowerUsage"),
+            power_mw=self._calls.or_ask(field.get(POWER_MW, field.get(POWER_INSTANT_MW)), "PowerUsage"),
             power_inst_mw=field.get(POWER_INSTANT_MW),
-            limit_mw=self._or_ask(field.get(LIMIT_MW), "EnforcedPowerLimit"),
-            energy_mj=self._or_ask(field.get(ENERGY_MJ), "TotalEnergyConsumption"),
-            sm_mhz=self._ask("ClockInfo", SM_CLOCK),
-            mem_mhz=self._ask("ClockInfo", MEMORY_CLOCK),
-            reasons=self._or_ask(self._ask("CurrentClocksEventReasons"), "CurrentClocksThrottleReasons"),
+            limit_mw=self._calls.or_ask(field.get(LIMIT_MW), "EnforcedPowerLimit"),
+            energy_mj=self._calls.or_ask(field.get(ENERGY_MJ), "TotalEnergyConsumption"),
+            sm_mhz=self._calls.ask("ClockInfo", SM_CLOCK),
+            mem_mhz=self._calls.ask("ClockInfo", MEMORY_CLOCK),
+            reasons=self._calls.or_ask(self._calls.ask("CurrentClocksEventReasons"), "CurrentClocksThrottleReasons"),
             pstate=self._pstate,
             fan=self._fan,
             own_mib=_mib(self._held(Kind.OWN)),
@@ -328,26 +249,26 @@ class Card:
 
     def _take_slow(self, field: dict[int, int]) -> None:
         """What changes slowly, or costs the driver much."""
-        self._fan, self._pstate = self._ask("FanSpeed"), self._ask("PerformanceState")
+        self._fan, self._pstate = self._calls.ask("FanSpeed"), self._calls.ask("PerformanceState")
         self._slow = {number: field[number] for number in SLOW_FIELDS if number in field}
         self._processes = self._whose(self._list_processes()) if self._whose else self._list_processes()
         self._foreign_util = self._ask_foreign_util()
         if self._thorough_rounds % THOROUGH_ROUNDS_PER_LINK == 0:
-            self._link = self._ask("CurrPcieLinkGeneration"), self._ask("CurrPcieLinkWidth")
-            encoder = self._ask("EncoderUtilization")
+            self._link = self._calls.ask("CurrPcieLinkGeneration"), self._calls.ask("CurrPcieLinkWidth")
+            encoder = self._calls.ask("EncoderUtilization")
             self._encoder = encoder[0] if encoder else None
             if not self._threshold_c:  # server cards tell how far they are from it instead
-                self._margin_c = self._ask("MarginTemperature")
+                self._margin_c = self._calls.ask("MarginTemperature")
         self._thorough_rounds += 1
 
     def _memory(self) -> tuple[int, int] | None:
         """Used and total bytes. Version 1 counts the driver's reserve as used, and an idle GPU looks in use."""
-        memory = self._or_ask(self._ask("MemoryInfo", version=self._nvml.nvmlMemory_v2), "MemoryInfo")
+        memory = self._calls.or_ask(self._calls.ask("MemoryInfo", version=self._nvml.nvmlMemory_v2), "MemoryInfo")
         return (int(memory.used), int(memory.total)) if memory else None
 
     def _fields(self, numbers: Sequence[int]) -> dict[int, int]:
         """The fields that this GPU knows, in one driver call."""
-        values = self._ask("FieldValues", list(numbers)) or ()
+        values = self._calls.ask("FieldValues", list(numbers)) or ()
         return {v.fieldId: int(getattr(v.value, VALUE_MEMBERS[v.valueType])) for v in values if v.nvmlReturn == 0}
 
     def _list_processes(self) -> tuple[GpuProcess, ...]:
@@ -361,7 +282,7 @@ class Card:
 
     def _held(self, kind: Kind) -> int | None:
         """Bytes that such processes hold; None where lists of processes cannot be had."""
-        if self._whose is None or self.handle is None or {"processes_v3", "processes_v2"} <= self._never:
+        if self._whose is None or self.handle is None or {"processes_v3", "processes_v2"} <= self._calls.never:
             return None
         return held_bytes(self._processes, kind)
 
@@ -370,7 +291,7 @@ class Card:
         pids = {owner: {p.pid for p in self._processes if p.owner == owner.value} for owner in (Kind.OWN, Kind.OTHER)}
         if not all(pids.values()):
             return None
-        rows: list[tuple[int, int, int]] | None = self._try("ProcessUtilization", self._process_utilization)
+        rows: list[tuple[int, int, int]] | None = self._calls.attempt("ProcessUtilization", self._process_utilization)
         if rows is None:
             return None
         self._util_seen_us = max((at for _, at, _ in rows), default=self._util_seen_us)
@@ -393,7 +314,7 @@ class Card:
     def _list(self, kind: str) -> dict[int, int | None]:
         for version in ("v3", "v2"):
             call = partial(self._call_list, f"nvmlDeviceGet{kind}RunningProcesses_{version}")
-            rows: dict[int, int | None] | None = self._try(f"processes_{version}", call)
+            rows: dict[int, int | None] | None = self._calls.attempt(f"processes_{version}", call)
             if rows is not None:
                 return rows
         return {}

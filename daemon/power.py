@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from daemon.nvml import DriverTrouble, explain, load_binding
+from daemon.nvml_calls import DriverTrouble, explain, load_binding
 from daemon.rig import Slot
 from jobs.process import die_with_parent
 

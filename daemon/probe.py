@@ -23,10 +23,8 @@ from daemon.nvml import (
     PCIE_REPLAYS,
     SLOW_FIELDS,
     Card,
-    DriverTrouble,
-    explain,
-    load_binding,
 )
+from daemon.nvml_calls import DriverTrouble, explain, load_binding
 from jobs.process import die_with_parent
 
 #: How often each call is made; the first one, which may load something, is told apart.

@@ -122,7 +122,7 @@ class Facts:
     def waiting(self) -> tuple[Job, ...]:
         """Queued jobs without an offer, in the order in which they start."""
         queued = (job for job in self.jobs.values() if job.state is State.QUEUED and job.offer is None)
-        return tuple(sorted(queued, key=lambda job: (job.rank, int(job.id))))
+        return tuple(sorted(queued, key=place_in_queue))
 
     @cached_property
     def queue(self) -> tuple[Job, ...]:
@@ -238,6 +238,11 @@ def is_met(facts: Facts, parent: str, condition: Condition) -> bool:
     if (live := facts.jobs.get(parent)) is not None:
         return condition is Condition.CHECKED and not live.owes_check
     return condition.met_by(facts.fates.get(parent), unchecked=parent in facts.unchecked)
+
+
+def place_in_queue(job: Job) -> tuple[float, int]:
+    """What the queue is sorted by."""
+    return job.rank, int(job.id)
 
 
 def clock(moment: float, facts: Facts) -> str:
