@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ VARIABLES = (
 CONTENT = ("model", "adapter", "data", "eval_data", "chat_template", "workdir", "task_path")
 INPUT_NAME = re.compile(r"sha256:([0-9a-f]{64})")
 GIT_TIMEOUT_S = 5.0
+#: Of a folder of tasks: more is not read whole.
+MOST_FILES, LARGE_BYTES = 2_000, 32 << 20
 MAX_DIFF_BYTES = 2**20
 
 
@@ -88,12 +90,17 @@ def comparable(spec: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, A
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "inputs": {name: found for name in CONTENT if name in paths and (found := _content(spec, name, paths[name]))},
+        "inputs": contents(spec, paths),
     }
     # a command brings its own packages, whatever the process that it was forked from has loaded
     if spec["kind"] != "command":
         facts["packages"] = {name: found for name in PACKAGES if (found := _version(name))}
     return facts
+
+
+def contents(spec: Mapping[str, Any], paths: Mapping[str, str], fields: Collection[str] = CONTENT) -> dict[str, str]:
+    """What tells one content of these fields from another, for those that can be read."""
+    return {name: found for name in fields if name in paths and (found := _content(spec, name, paths[name]))}
 
 
 def _content(spec: Mapping[str, Any], field: str, path: str) -> str | None:
@@ -105,6 +112,8 @@ def _content(spec: Mapping[str, Any], field: str, path: str) -> str | None:
         if place.is_file():
             with place.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
+        if field == "task_path":
+            return _all_within(place)
         digest = hashlib.sha256()
         for file_path in sorted(place.iterdir()):
             if file_path.suffix == ".json":
@@ -116,6 +125,22 @@ def _content(spec: Mapping[str, Any], field: str, path: str) -> str | None:
         return digest.hexdigest()
     except OSError:
         return None
+
+
+def _all_within(folder: Path) -> str:
+    """SHA-256 of a folder of tasks: definitions, code and data. Of what is large only size and time of change; so of all that is
+    beyond MOST_FILES."""
+    digest = hashlib.sha256()
+    for number, path in enumerate(
+        file for file in sorted(folder.rglob("*")) if "__pycache__" not in file.parts and file.is_file()
+    ):
+        facts = path.stat()
+        digest.update(f"{path.relative_to(folder)}\0{facts.st_size}\0".encode(errors="surrogateescape"))
+        if number < MOST_FILES and facts.st_size <= LARGE_BYTES:
+            digest.update(path.read_bytes())
+        else:
+            digest.update(str(facts.st_mtime_ns).encode())
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -129,7 +129,7 @@ def _open(run: Run, device: weights.Device) -> RowsFile:
     """The rows of these orders: what an earlier attempt left counts when it measured the same."""
     spec = run.order.spec
     order = {name: spec[name] for name in IDENTITY} | {"definition": DEFINITION, "computed_in": device.dtype}
-    order |= environment.comparable(spec, run.order.paths)["inputs"]
+    order |= environment.contents(spec, run.order.paths, ("model", "adapter", "data", "chat_template"))
     return RowsFile(run.folder.rows, run.folder.checkpoints / "rows.json", order)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import snapshot
+from jobs import environment, snapshot
 from jobs.log import say
 from jobs.metrics import is_finite
 from jobs.model import Cause
@@ -23,6 +23,8 @@ from jobs.rundir import read_json, write_json
 
 #: What its results depend on beside the tasks themselves.
 SETTINGS = ("model", "adapter", "dtype", "seed", "num_fewshot", "limit", "apply_chat_template", "chat_template", "workdir", "task_path")  # fmt: skip
+#: Fields whose files they depend on: a folder of the rig may be another one in the next attempt.
+OF_FILES = ("model", "adapter", "chat_template", "workdir", "task_path")
 INSTALL = "pip install 'overnight[eval]'"
 
 
@@ -47,6 +49,7 @@ def evaluate(run: Run, model: Any, tokenizer: Any) -> Found:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     folder = _own_tasks(run)
     settings = {name: run.order.spec[name] for name in SETTINGS} | {"lm_eval": lm_eval.__version__}
+    settings["content"] = environment.contents(run.order.spec, run.order.paths, OF_FILES)
     key = sha256_of_words(json.dumps(settings, sort_keys=True))[:16]
     done_path = run.folder.checkpoints / f"tasks-{key}.json"
     done: dict[str, Any] = (read_json(done_path) or {}) if run.order.resume else {}

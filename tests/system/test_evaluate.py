@@ -238,6 +238,10 @@ def test_a_task_of_ones_own_runs_without_a_network_and_goes_on_after_a_stop(tmp_
     assert finish(again, within_s=600) == 0, log(again)
     assert metrics(again) == found
     assert "1 task(s), 1 of them done before" in log(again)
+    (tasks / "shelves.jsonl").write_text((tasks / "shelves.jsonl").read_text().replace("Shelf", "Drawer"))
+    changed = attempt(tmp_path / "run", tiny_model, 3, tasks=["shelves"], task_path=tasks, limit=4, num_fewshot=1)
+    assert finish(changed, within_s=600) == 0, log(changed)
+    assert "1 task(s), 0 of them done before" in log(changed)
     missing = attempt(tmp_path / "missing", tiny_model, tasks=["shelfs"], task_path=tasks)
     assert finish(missing, within_s=600) == 1
     assert "lm-eval knows no 'shelfs'" in (read_json(missing.result) or {})["message"]

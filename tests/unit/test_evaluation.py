@@ -212,9 +212,20 @@ def test_a_folder_of_tasks_stays_inside_what_came_along() -> None:
 
 
 def test_the_content_of_a_task_folder_is_written_down(tmp_path: Path) -> None:
-    (tmp_path / "mine.json").write_text("{}")
-    found = environment.comparable({"kind": "evaluate"}, {"task_path": str(tmp_path)})
-    assert found["inputs"].keys() == {"task_path"}
+    seen: set[str] = set()
+    for name, text in (
+        ("mine.yaml", "task: a"),
+        ("mine.yaml", "task: b"),
+        ("data/rows.jsonl", "{}"),
+        ("data/rows.jsonl", "[]"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        seen.add(environment.comparable({"kind": "evaluate"}, {"task_path": str(tmp_path)})["inputs"]["task_path"])
+    assert len(seen) == 4
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__/own.pyc").write_text("made by running it")
+    assert environment.comparable({"kind": "evaluate"}, {"task_path": str(tmp_path)})["inputs"]["task_path"] in seen
 
 
 # -- what it needs ------------------------------------------------------------------------------------------------------
