@@ -1,8 +1,6 @@
 """The rows of an evaluation as tokens: what is measured, and which question has which expected answer. Does not load the model."""
 
 import hashlib
-import math
-import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +11,8 @@ from typing import Any
 from jobs.data import Converted, InvalidData, Message, Reading, Row, convert, read_rows, unit_of
 from jobs.encoding import IGNORED, Encoded, encode_converted, render
 from jobs.model import Cause
-from jobs.run import Interrupted, JobError, Run
-
-BEAT_EVERY_S = 1.0
+from jobs.reading import usable, while_beating
+from jobs.run import JobError, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +40,12 @@ def read_items(run: Run, tokenizer: Any, context: int) -> list[Item]:
     """
     path, spec = Path(run.order.paths["data"]), run.order.spec
     items: list[Item] = []
-    told_at = -math.inf
-    try:
-        for index, (number, row) in enumerate(islice(read_rows(path), spec["limit"])):
+    with usable("data"):
+        for index, (number, row) in enumerate(while_beating(run, islice(read_rows(path), spec["limit"]))):
             try:
                 items.append(item(index, row, spec, tokenizer, context))
             except ValueError as error:
                 raise InvalidData(path, number, str(error), unit=unit_of(path)) from None
-            if (now := time.monotonic()) - told_at > BEAT_EVERY_S:
-                told_at = now
-                run.phase("preparing", step=number)
-                if run.stop_requested:
-                    raise Interrupted
-    except InvalidData as error:
-        raise JobError(Cause.BAD_INPUT, f"data: {error}.", "Correct the file and submit the job again.") from error
     if not any(_measured(one) for one in items):
         hint = "With a larger max_length something of the answers would be left." if items else ""
         raise JobError(Cause.BAD_INPUT, "data: there is nothing to measure on.", hint)

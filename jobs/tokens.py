@@ -1,8 +1,6 @@
 """A file of rows as a table of tokens on disk: memory stays small however long the file is. Loads pyarrow and datasets."""
 
-import math
 import random
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,10 +15,10 @@ from jobs.encoding import encode
 from jobs.log import say
 from jobs.model import Cause
 from jobs.preference_tokens import encode_preference
-from jobs.run import Interrupted, JobError, Run
+from jobs.reading import usable, while_beating
+from jobs.run import JobError, Run
 
 ROWS_PER_BATCH = 1000
-BEAT_EVERY_S = 1.0
 TOKENS = pyarrow.list_(pyarrow.int32())
 #: The columns that each objective learns from.
 SCHEMAS = {
@@ -66,12 +64,13 @@ def tokenise(run: Run, field: str, tokenizer: Any, folder: Path) -> Rows:
     target = folder / f"{field}.arrow"
     counts = _Counts()
     encoded, schema = _encoded(run, path, spec, tokenizer, counts), SCHEMAS[spec["objective"]]
-    try:
-        with pyarrow.OSFile(str(target), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-            while batch := list(islice(encoded, ROWS_PER_BATCH)):
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-    except InvalidData as error:
-        raise JobError(Cause.BAD_INPUT, f"{field}: {error}.", "Correct the file and submit the job again.") from error
+    with (
+        usable(field),
+        pyarrow.OSFile(str(target), "wb") as file,
+        pyarrow.ipc.new_stream(file, schema) as writer,
+    ):
+        while batch := list(islice(encoded, ROWS_PER_BATCH)):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
     if not counts.rows:
         hint = "With a larger max_length something that can be learnt would be left of the rows."
         raise JobError(Cause.BAD_INPUT, f"{field}: there is no row to learn from.", hint if counts.dropped else "")
@@ -85,17 +84,11 @@ def tokenise(run: Run, field: str, tokenizer: Any, folder: Path) -> Rows:
 def _encoded(
     run: Run, path: Path, spec: Mapping[str, Any], tokenizer: Any, counts: _Counts
 ) -> Iterator[Mapping[str, Any]]:
-    told_at = -math.inf
-    for number, row in training_rows(path, Reading.of(spec)):
+    for number, row in while_beating(run, training_rows(path, Reading.of(spec))):
         try:
             columns = _sft_row(row, spec, tokenizer, counts) if spec["objective"] == "sft" else _preference(row, spec, tokenizer, counts)  # fmt: skip
         except ValueError as error:
             raise InvalidData(path, number, str(error), unit=unit_of(path)) from None
-        if (now := time.monotonic()) - told_at > BEAT_EVERY_S:
-            told_at = now
-            run.phase("preparing", step=number)
-            if run.stop_requested:
-                raise Interrupted
         if columns is None:
             counts.dropped += 1
             continue

@@ -1,21 +1,17 @@
 """Rows of a file as requests: tokens, parameters, adapter; or why a row cannot be answered. Does not load the model."""
 
-import math
-import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.data import InvalidData, Reading, Row, RowError, convert, scan, unit_of
+from jobs.data import Reading, Row, RowError, convert, scan, unit_of
 from jobs.encoding import render
 from jobs.generation import sampling
 from jobs.generation.sampling import Sampling
-from jobs.model import Cause
-from jobs.run import Interrupted, JobError, Run
-
-BEAT_EVERY_S = 1.0
+from jobs.reading import usable, while_beating
+from jobs.run import Run
 
 
 @dataclass(frozen=True)
@@ -54,19 +50,12 @@ def read_requests(run: Run, tokenizer: Any, context: int) -> Iterator[Request]:
     """Every row of the job's data, once for each adapter that answers it, in their order. A row that cannot be answered
     carries its problem. Raises JobError when the file itself cannot be read, Interrupted."""
     path, spec = Path(run.order.paths["data"]), run.order.spec
-    reading, told_at = Reading.of(spec), -math.inf
+    reading = Reading.of(spec)
     reader = _Reader(tokenizer, context, sampling.of_document(spec), int(spec["seed"]), tuple(spec["adapters"]))
-    try:
+    with usable("data"):
         unit = unit_of(path)
-        for index, (number, row) in enumerate(scan(path)):
+        for index, (number, row) in enumerate(while_beating(run, scan(path))):
             yield from reader.requests(index, row, reading, f"{unit} {number}")
-            if (now := time.monotonic()) - told_at > BEAT_EVERY_S:
-                told_at = now
-                run.phase("preparing", step=number)
-                if run.stop_requested:
-                    raise Interrupted
-    except InvalidData as error:
-        raise JobError(Cause.BAD_INPUT, f"data: {error}.", "Correct the file and submit the job again.") from error
 
 
 def longest_first(requests: Iterable[Request]) -> list[Request]:

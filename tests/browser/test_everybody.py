@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser.axe import violations
 from browser.conftest import DESKTOP, PHONE, Site
 from browser.filled_rig import a_night
 from until import until
@@ -54,14 +55,12 @@ def a_sweep(site: Site) -> str:
 @pytest.mark.parametrize("dark", [True, False], ids=["dark", "light"])
 @pytest.mark.parametrize("phone", [True, False], ids=["phone", "desktop"])
 def test_axe_finds_nothing(visit: Visit, site: Site, phone: bool, dark: bool) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     page = visit("/", phone=phone, dark=dark)
     found: dict[str, Any] = {}
     # the pages of the runs and of the rig are looked at in the two other ways beside their own tests
     for path in all_pages(site) if phone is not dark else own_pages(site):
         page.goto(f"{site.url}{path}")
-        violations = axe.run(page).response["violations"]
-        found |= {path: [(one["id"], [node["html"][:200] for node in one["nodes"]][:3]) for one in violations]}
+        found |= {path: violations(page)}
     assert {path: wrong for path, wrong in found.items() if wrong} == {}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from browser.axe import violations
 from browser.conftest import Site, launched, site_of
 from browser.nights import NIGHTS, morning_at
 from until import until
@@ -97,12 +98,6 @@ def test_a_night_has_its_picture_taken(
         assert violations(page) == []
     name = f"{night}-{'phone' if phone else 'desktop'}-{'dark' if dark else 'light'}.png"
     assert len(page.screenshot(path=folder / name)) > 20_000
-
-
-def violations(page: "Page") -> list[object]:
-    """What axe-core has to say against it."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
-    return [(one["id"], [node["html"][:200] for node in one["nodes"]][:3]) for one in axe.run(page).response["violations"]]  # fmt: skip
 
 
 def test_the_verdict_has_its_words_its_colour_and_its_shape(visit: Visit, night: str, site: Site) -> None:

@@ -17,7 +17,7 @@ import pytest
 from attempts import log, run_folder
 from until import until
 
-from daemon.gpus import Gpu, discover
+from daemon.gpus import Gpu
 from daemon.telemetry import latest, summarize
 from jobs import demo_model
 from jobs.cells import peak_bytes
@@ -47,16 +47,6 @@ with torch.inference_mode():
         best = max(best, batch * (new - 1) / (time.perf_counter() - began))
 print(best)
 """
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Gpu:
-    """The first card that no MIG splits."""
-    found = discover()
-    whole = [gpu for gpu in found.gpus if not gpu.mig]
-    if not whole:
-        pytest.skip(found.problem or "every GPU is split by MIG")
-    return whole[0]
 
 
 @pytest.fixture(scope="module")

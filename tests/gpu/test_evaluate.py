@@ -16,19 +16,11 @@ from jobs.model_facts import read_model
 from jobs.rundir import RunDir, read_json, read_json_lines
 from jobs.spec import dump, parse
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 CHILD = Path(__file__).with_name("measured_attempt.py")
 ROOT = Path(__file__).parent.parent.parent
 GIB = 2**30
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cuda() -> None:
-    """Asked in a process of its own: this one must not hold the card."""
-    found = subprocess.run([sys.executable, "-c", "import torch; print(torch.cuda.is_available())"], capture_output=True, text=True)  # fmt: skip
-    if found.stdout.strip() != "True":
-        pytest.skip("torch sees no GPU here")
 
 
 @pytest.fixture(scope="module")

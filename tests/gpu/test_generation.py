@@ -18,7 +18,7 @@ from attempts import log, run_folder
 from jobs import demo_model
 from jobs.rundir import RunDir, read_json, read_json_lines
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 ROOT = Path(__file__).parent.parent.parent
 GIB = 2**30
@@ -41,14 +41,6 @@ status = main(Path(sys.argv[1]))
 free, total = torch.cuda.mem_get_info()
 print(json.dumps({"status": status, "reserved": torch.cuda.max_memory_reserved(), "total": total}))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cuda() -> None:
-    """Asked in a process of its own: this one must not hold the card."""
-    found = subprocess.run([sys.executable, "-c", "import torch; print(torch.cuda.is_available())"], capture_output=True, text=True)  # fmt: skip
-    if found.stdout.strip() != "True":
-        pytest.skip("torch sees no GPU here")
 
 
 @pytest.fixture(scope="module")

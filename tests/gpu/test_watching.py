@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from until import until
 
-from daemon.gpus import Gpu, discover
+from daemon.gpus import Gpu
 from daemon.probe import probe
 from daemon.telemetry import events, latest, summarize
 
@@ -46,16 +46,6 @@ LOAD_S = float(os.environ.get("OVERNIGHT_TEST_LOAD_S", "60"))
 #: What the page of figures promises of one card, with a real driver behind it.
 MOST_MS_PER_S, MOST_CPU_SHARE = 10.0, 0.005
 NEEDED = ("UtilizationRates", "MemoryInfo_v2", "ClockInfo SM", "FieldValues, each second", "ComputeRunningProcesses")
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Gpu:
-    """The first card that no MIG splits."""
-    found = discover()
-    whole = [gpu for gpu in found.gpus if not gpu.mig]
-    if not whole:
-        pytest.skip(found.problem or "every GPU is split by MIG")
-    return whole[0]
 
 
 @pytest.fixture(scope="module")

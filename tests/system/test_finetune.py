@@ -148,7 +148,8 @@ def test_a_stop_saves_at_the_next_step_and_the_rest_is_the_same(
     at_step(folder, process, 4)
     process.terminate()
     assert ended(process) == 75, log(folder)
-    assert result(folder) == {"fence": 1, "attempt": 1, "end": "interrupted"}
+    told = result(folder)
+    assert (told["fence"], told["attempt"], told["end"]) == (1, 1, "interrupted")
     saved = checkpoints.newest_whole(folder.checkpoints)
     assert saved is not None
     assert 4 <= checkpoints.step_of(saved) < STEPS
