@@ -6,12 +6,11 @@ The jobs and their figures are made up; everything that tells of them is the rea
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from browser.filled_rig import HOUR_S, MINUTE_S, FilledRig, curve, finetune, rig_at
+from browser.filled_rig import HOUR_S, MINUTE_S, FilledRig, curve, finetune, rig_at, zone_where_it_is
 
 from daemon.rig import Slot
 from daemon.settings import Settings
@@ -31,10 +30,8 @@ OOM_LINE = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.31 G
 
 
 def morning_at(home: Path) -> Settings:
-    """A rig where it is early in the morning now: its clock is that of the zone in which it is."""
-    ahead = (MORNING_HOUR - datetime.now(UTC).hour + 12) % 24 - 12
-    zone = f"Etc/GMT{-ahead:+d}"  # named the other way round: Etc/GMT-2 is two hours ahead
-    return rig_at(home).model_copy(update={"timezone": zone, "window": EVENING})
+    """A rig where it is early in the morning now."""
+    return rig_at(home).model_copy(update={"timezone": zone_where_it_is(MORNING_HOUR), "window": EVENING})
 
 
 class Night:
