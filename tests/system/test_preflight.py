@@ -1,7 +1,9 @@
 """A preflight on a whole rig: what would fail at three fails in the evening, and what passes runs with what was learned."""
 
 import json
+import os
 import shutil
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from click.testing import CliRunner
 from until import until
 
 from api.cli import overnight, submit
+from daemon.process_tree import children
+from jobs.estimate import Outlook
 from jobs.model import Cause, End, Job, State
 from jobs.rundir import RunDir, read_json, read_json_lines
+from jobs.spec import parse
 
 STEPS = 4
 #: Refuses a word, as real templates refuse roles in a wrong order: nobody knows before the row is rendered.
@@ -122,3 +127,28 @@ def test_a_generation_answers_its_longest_prompts(tmp_path: Path, tiny_model: Pa
     assert learned["steps"] == 4 and learned["expected_s"] >= 4 * learned["step_s"]
     assert [answer["index"] for answer in read_json_lines(folder.aside.generations)] == [5, 6]
     assert not folder.generations.exists()
+
+
+def test_one_on_two_slots_that_is_killed_comes_again_and_leaves_nobody(
+    make_rig: Any, tiny_model: Path, home: Path
+) -> None:
+    """First its worker dies, then the daemon; what then passes leaves a job that has not begun."""
+    shutil.copytree(tiny_model, home / "models" / "tiny")
+    (home / "rows").write_text(rows(8))
+    rig = make_rig(slots="cpu:2", allowed_paths=str(home))
+    document = {"kind": "finetune", "model": "tiny", "data": str(home / "rows"), "max_steps": STEPS, "gpus": 2}  # fmt: skip
+    [job], _ = rig.store.submit([parse(document)], now=1.0, outlooks=[Outlook(preflight=True)])
+    for kill in (lambda: os.kill(rig.worker("cpu:0"), signal.SIGKILL), lambda: rig.daemon.kill()):
+        leader = rig.child("cpu:0")
+        ranks = until(lambda pid=leader: children(pid)[1:] and children(pid), within_s=60, evidence=rig.evidence)
+        assert rig.job(job.id).in_preflight
+        kill()
+        gone = {leader, *ranks}
+        until(lambda gone=gone: not gone & set(rig.processes()), evidence=rig.evidence)
+    rig.daemon.wait()
+    rig.start()
+    until(lambda: rig.job(job.id).measured, within_s=120, evidence=rig.evidence)
+    checked = rig.job(job.id)
+    assert [run.end for run in checked.attempts[:3]] == [End.FAILED, End.FAILED, End.CHECKED]
+    assert checked.attempt in (0, 1)  # the job itself may have begun by now
+    assert not rig.folder(job.id).scratch.exists()
