@@ -215,6 +215,7 @@ def test_the_others_wait_for_it_and_start_when_it_has_passed() -> None:
     waits = family(checking(due(1)))
     assert offers(waits) == {}
     assert because(waits, "2") == "waits for the preflight of job 1, which counts for this one, too"
+    assert because(family(due(1, held=True)), "2").endswith("; job 1 is held")
     passed = ended(checking(due(1)), PASSED)
     assert set(offers(family(passed))) == {"1", "2", "3"}
     assert set(offers(family(checking(passed)))) == {"2", "3"}
