@@ -285,6 +285,19 @@ def test_what_it_measured_is_what_is_expected_of_the_job_and_of_others_like_it()
     assert history.expected_s(passed) == 3 * HOUR
 
 
+def test_what_one_has_measured_is_taken_in_once_however_often_its_job_is_seen() -> None:
+    history = History()
+    one, other = (ended(checking(finetune(n)), PASSED) for n in (1, 2))
+    history.learn_preflight(one)
+    history.learn_preflight(other)
+    known = history.version
+    for each in (one, other, one):
+        history.learn_preflight(each)
+    assert history.version == known
+    history.learn_preflight(ended(checking(replace(one, preflight_due=True)), PASSED))
+    assert history.version > known
+
+
 def test_its_own_run_is_not_counted_as_work_of_the_job() -> None:
     history = History()
     before = ended(checking(due(1), since=NOW - HOUR), Outcome(end=End.INTERRUPTED))
