@@ -73,6 +73,8 @@ class History:
         self._kinds: dict[str, tuple[float, ...]] = {}
         #: What preflights have foretold of jobs that have not run yet.
         self._foretold: dict[Shape, tuple[Ran, ...]] = {}
+        #: Whose preflight, by the fence of that run, was taken in: every word of a running job comes by here.
+        self._heard: dict[str, int] = {}
         self._learned: dict[str, None] = {}
         self._told: dict[tuple[Shape, float | None], Expected] = {}
 
@@ -94,18 +96,21 @@ class History:
     def learn_preflight(self, job: Job, card: Callable[[str], str] = lambda slot: "") -> None:
         """Take in what a job's preflight has foretold: it counts until a job of the shape has really run."""
         checked = next((run for run in reversed(job.attempts) if run.end is End.CHECKED), None)
-        if not job.measured.get("expected_s") or checked is None:
+        if not job.measured.get("expected_s") or checked is None or self._heard.get(job.id) == checked.fence:
             return
+        self._heard.pop(job.id, None)
+        self._heard[job.id] = checked.fence
+        while len(self._heard) > KEPT_SHAPES:
+            del self._heard[next(iter(self._heard))]
         foretold = (
             Ran(job.id, job.measured["expected_s"], steps_of(job), _whole(job.measured.get("peak_vram_bytes")), job.measured.get("expected_j")),
         )  # fmt: skip
         name = card(checked.slots[0])
         for shape in shapes(job, similar=False):
             for key in (shape, _on(shape, name)):
-                if self._foretold.get(key) != foretold:
-                    self._foretold[key] = foretold
-                    self._told.clear()
-                    self.version += 1
+                self._foretold[key] = foretold
+        self._told.clear()
+        self.version += 1
         while len(self._foretold) > KEPT_SHAPES:
             del self._foretold[next(iter(self._foretold))]
 

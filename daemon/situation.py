@@ -202,7 +202,8 @@ def blocker(facts: Facts, job: Job, *, preflight: bool = False) -> str | None:
     for parent, condition in job.parents if job.after else ():
         if not is_met(facts, parent, condition):
             if condition is Condition.CHECKED:
-                return f"waits for the preflight of job {parent}, which counts for this one, too"
+                held = f"; job {parent} is held" if parent in facts.jobs and facts.jobs[parent].held else ""
+                return f"waits for the preflight of job {parent}, which counts for this one, too{held}"
             state = facts.jobs[parent].state if parent in facts.jobs else facts.fates.get(parent, "gone")
             return f"waits for job {parent}, which is {state}"
     ahead = preflight and facts.policy.preflight_any_time

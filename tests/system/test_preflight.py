@@ -1,7 +1,9 @@
 """A preflight on a whole rig: what would fail at three fails in the evening, and what passes runs with what was learned."""
 
 import json
+import os
 import shutil
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from click.testing import CliRunner
 from until import until
 
 from api.cli import overnight, submit
+from daemon.process_tree import children
+from jobs.estimate import Outlook
 from jobs.model import Cause, End, Job, State
 from jobs.rundir import RunDir, read_json, read_json_lines
+from jobs.spec import parse
 
 STEPS = 4
 #: Refuses a word, as real templates refuse roles in a wrong order: nobody knows before the row is rendered.
@@ -122,3 +127,39 @@ def test_a_generation_answers_its_longest_prompts(tmp_path: Path, tiny_model: Pa
     assert learned["steps"] == 4 and learned["expected_s"] >= 4 * learned["step_s"]
     assert [answer["index"] for answer in read_json_lines(folder.aside.generations)] == [5, 6]
     assert not folder.generations.exists()
+
+
+def test_one_on_two_slots_that_is_killed_comes_again_until_it_is_cancelled_and_leaves_nobody(
+    make_rig: Any, tiny_model: Path, home: Path
+) -> None:
+    """First its worker dies, then the daemon."""
+    shutil.copytree(tiny_model, home / "models" / "tiny")
+    (home / "rows").write_text(rows(8))
+    rig = make_rig(slots="cpu:2", allowed_paths=str(home))
+    document = {"kind": "finetune", "model": "tiny", "data": str(home / "rows"), "max_steps": STEPS, "gpus": 2}  # fmt: skip
+    [job], _ = rig.store.submit([parse(document)], now=1.0, outlooks=[Outlook(preflight=True)])
+
+    def ranks() -> set[int]:
+        leader = rig.child("cpu:0")
+        found = until(lambda: children(leader)[1:] and children(leader), within_s=60, evidence=rig.evidence)
+        assert rig.job(job.id).in_preflight and set(found) <= set(rig.processes())
+        return {leader, *found}
+
+    def are_gone(pids: set[int]) -> None:
+        until(lambda: not pids & set(rig.processes()), evidence=rig.evidence)
+
+    first = ranks()
+    os.kill(rig.worker("cpu:0"), signal.SIGKILL)
+    are_gone(first)
+    second = ranks()
+    rig.daemon.kill()
+    are_gone(second)
+    rig.daemon.wait()
+    rig.start()
+    third = ranks()
+    rig.cancel(job.id)
+    over = rig.until_ended(job.id, within_s=60)
+    are_gone(third)
+    assert [run.end for run in over.attempts] == [End.FAILED, End.FAILED, End.CANCELLED]
+    assert [run.cause for run in over.attempts] == [Cause.LOST, Cause.LOST, None]
+    assert all(run.preflight for run in over.attempts) and not rig.folder(job.id).scratch.exists()

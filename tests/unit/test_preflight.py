@@ -215,6 +215,7 @@ def test_the_others_wait_for_it_and_start_when_it_has_passed() -> None:
     waits = family(checking(due(1)))
     assert offers(waits) == {}
     assert because(waits, "2") == "waits for the preflight of job 1, which counts for this one, too"
+    assert because(family(due(1, held=True)), "2").endswith("; job 1 is held")
     passed = ended(checking(due(1)), PASSED)
     assert set(offers(family(passed))) == {"1", "2", "3"}
     assert set(offers(family(checking(passed)))) == {"2", "3"}
@@ -282,6 +283,19 @@ def test_what_it_measured_is_what_is_expected_of_the_job_and_of_others_like_it()
     assert history.expected_s(finetune(2, Outlook(estimate={"steps": 3600.0}), learning_rate=1e-5)) == 2 * HOUR
     history.learn(ran(finetune(3, Outlook(estimate={"steps": 3600.0})), 3.0))
     assert history.expected_s(passed) == 3 * HOUR
+
+
+def test_what_one_has_measured_is_taken_in_once_however_often_its_job_is_seen() -> None:
+    history = History()
+    one, other = (ended(checking(finetune(n)), PASSED) for n in (1, 2))
+    history.learn_preflight(one)
+    history.learn_preflight(other)
+    known = history.version
+    for each in (one, other, one):
+        history.learn_preflight(each)
+    assert history.version == known
+    history.learn_preflight(ended(checking(replace(one, preflight_due=True)), PASSED))
+    assert history.version > known
 
 
 def test_its_own_run_is_not_counted_as_work_of_the_job() -> None:
