@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -75,7 +76,7 @@ class Ended:
     """Sessions that were logged out, each until it would have ended by itself. They survive a restart."""
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time):
-        self._path, self._now = path, now
+        self._path, self._now, self._lock = path, now, threading.Lock()
         known = read_json(path) or {}
         self._expiries = {str(nonce): int(expiry) for nonce, expiry in known.items() if isinstance(expiry, int)}
 
@@ -85,11 +86,12 @@ class Ended:
     def add(self, nonce: str, expiry: int) -> None:
         """Remember one, and forget those that are over anyway."""
         now = self._now()
-        self._expiries = {one: end for one, end in self._expiries.items() if end > now} | {nonce: expiry}
-        try:
-            write_json(self._path, self._expiries)
-        except OSError as error:  # a full disk: it holds until this process ends
-            log.warning("%s cannot be written (%s)", self._path, error)
+        with self._lock:  # two browsers may log out at once, each in a thread of its own
+            self._expiries = {one: end for one, end in self._expiries.items() if end > now} | {nonce: expiry}
+            try:
+                write_json(self._path, self._expiries)
+            except OSError as error:  # a full disk: it holds until this process ends
+                log.warning("%s cannot be written (%s)", self._path, error)
 
 
 class Keys:
