@@ -30,6 +30,8 @@ def environment_of(job: Job, rig: Context) -> dict[str, Any] | None:
 def _read(content: bytes) -> dict[str, Any] | None:
     try:
         told = json.loads(content)
+        # halves of characters could not be sent on
+        told = json.loads(json.dumps(told, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) else None

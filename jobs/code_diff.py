@@ -10,6 +10,8 @@ from jobs import snapshot
 
 #: A larger file, or one that is no text, is only called changed.
 MAX_TEXT_BYTES = 256 * 1024
+#: The same of a text with more lines: to compare two takes difflib the third power of their number at worst.
+MAX_COMPARED_LINES = 4_000
 #: Lines that are told of one file, and of all.
 MAX_LINES, MAX_LINES_IN_ALL = 200, 2_000
 MAX_FILES = 500
@@ -36,7 +38,10 @@ def compare(before: Path, after: Path, *, labels: tuple[str, str]) -> tuple[list
     found, left = [], MAX_LINES_IN_ALL
     for name in told:
         how: How = "added" if name not in one else "removed" if name not in other else "changed"
-        lines = list(_lines(name, texts, labels)) if how == "changed" else []
+        if how != "changed" or not left:
+            found.append(FileChange(name, how, cut=how == "changed"))
+            continue
+        lines = list(_lines(name, texts, labels))
         most = min(MAX_LINES, left)
         found.append(FileChange(name, how, tuple(lines[:most]), len(lines) > most))
         left -= len(found[-1].lines)
@@ -45,15 +50,20 @@ def compare(before: Path, after: Path, *, labels: tuple[str, str]) -> tuple[list
 
 def of_texts(name: str, before: str, after: str, *, labels: tuple[str, str]) -> FileChange:
     """One text that is not the same in both."""
-    lines = list(_lines(name, ({name: before.encode()}, {name: after.encode()}), labels))
+    lines = list(
+        _lines(name, ({name: before.encode(errors="replace")}, {name: after.encode(errors="replace")}), labels)
+    )
     return FileChange(name, "changed", tuple(lines[:MAX_LINES]), len(lines) > MAX_LINES)
 
 
 def _lines(name: str, texts: Sequence[Mapping[str, bytes]], labels: tuple[str, str]) -> Iterator[str]:
     before, after = (_text(contents.get(name)) for contents in texts)
-    if before is not None and after is not None:
+    if before is None or after is None:
+        return
+    old, new = before.splitlines(), after.splitlines()
+    if max(len(old), len(new)) <= MAX_COMPARED_LINES:
         here, there = (f"{label}/{name}" for label in labels)
-        yield from difflib.unified_diff(before.splitlines(), after.splitlines(), here, there, lineterm="")
+        yield from difflib.unified_diff(old, new, here, there, lineterm="")
 
 
 def _text(content: bytes | None) -> str | None:

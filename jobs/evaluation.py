@@ -35,9 +35,10 @@ class Measured:
 
     @property
     def stderr(self) -> float | None:
-        """None for one row: nobody knows."""
+        """None for one row, and where it is beyond all numbers: nobody knows."""
         rows = len(self.parts)
-        return math.sqrt(rows / (rows - 1) * math.fsum(part * part for part in self.parts)) if rows > 1 else None
+        found = math.sqrt(rows / (rows - 1) * math.fsum(part * part for part in self.parts)) if rows > 1 else math.inf
+        return found if math.isfinite(found) else None
 
     def minus(self, other: "Measured") -> "Measured":
         """The difference to another model on the same rows in the same order."""

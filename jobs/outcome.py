@@ -1,11 +1,13 @@
 """How an attempt ended, judged from what is left of it: the child's result, and its keeper's word on the process."""
 
+import json
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
+from jobs.metrics import is_finite
 from jobs.model import Cause, End, Outcome
 
 
@@ -39,8 +41,9 @@ class Exit:
 
 
 def judge(*, fence: int, result: Mapping[str, Any] | None, exit: Exit | None) -> Outcome:
-    """The outcome of the attempt with this fence. What another attempt left does not count."""
-    result = result if result and result.get("fence") == fence else None
+    """The outcome of the attempt with this fence. What another attempt left does not count, nor what is no result: a program of
+    anybody's ran beside it."""
+    result = _sound(result) if result and result.get("fence") == fence else None
     told = exit if exit and exit.fence == fence else None
     if result and result["end"] == End.SUCCEEDED:
         return Outcome(end=End.SUCCEEDED, metrics=result.get("metrics") or {})
@@ -60,6 +63,23 @@ def judge(*, fence: int, result: Mapping[str, Any] | None, exit: Exit | None) ->
             learned=result.get("learned") or {},
         )
     return _without_result(told)
+
+
+def _sound(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result as the queue can keep it; None when it has no known words, or a table is none, or a number is none."""
+    try:
+        if End(result["end"]) is End.FAILED:
+            Cause(result["cause"])
+        text = json.dumps(result, allow_nan=False, ensure_ascii=False)
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
+    whole: dict[str, Any] = json.loads(text.encode(errors="replace"))  # halves of characters could not be sent on
+    is_whole = (
+        all(isinstance(whole.get(name) or "", str) for name in ("message", "hint"))
+        and all(isinstance(whole.get(name) or {}, dict) for name in ("metrics", "next_fields", "learned"))
+        and all(map(is_finite, (whole.get("learned") or {}).values()))
+    )
+    return whole if is_whole else None
 
 
 def _stopped(exit: Exit) -> Outcome:

@@ -227,7 +227,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The file's object; None when it is not there or not whole."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -56,6 +56,13 @@ def ran(store: Store, settings: Settings) -> Ran:
     return partial(have_run, store, settings)
 
 
+def test_what_a_job_wrote_of_its_surroundings_may_be_anything(ran: Ran, client: TestClient, settings: Settings) -> None:
+    one, other = ran({}, ENVIRONMENT), ran({}, ENVIRONMENT)
+    for text in (r'{"python": "\ud800", "\ud801": 1}', '{"python": NaN}', '{"git": {"diff": 5}, "inputs": [1]}'):
+        (run_dir(settings.runs, other).environment).write_text(text)
+        assert client.get(f"/api/v1/diff?jobs={one},{other}").status_code == 200, text
+
+
 def packed(settings: Settings, folder: Path, files: dict[str, bytes]) -> str:
     """A working folder as `submit` sends it along; its name."""
     for name, content in files.items():

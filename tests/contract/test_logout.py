@@ -1,10 +1,14 @@
 """Logging out ends this browser's session, whoever has a copy of its cookie, and nobody else's."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.auth import COOKIE
+from api.auth import COOKIE, Ended
 from daemon.settings import Settings
 from daemon.store import Store
 
@@ -53,3 +57,13 @@ def test_s4_what_is_remembered_of_it_opens_nothing(app: FastAPI, token: str, set
     here.post("/logout", headers=OURS)
     kept = (settings.home / "logged-out.json").read_text()
     assert cookie not in kept and cookie.rpartition(".")[2] not in kept, "the signature is not among it"
+
+
+def test_many_log_out_at_once_and_none_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ended = Ended(tmp_path / "logged-out.json", lambda: 0.0)
+    names = [f"nonce-{number}" for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: ended.add(name, 99), names))
+    assert all(name in ended for name in names) and not caplog.messages
+    again = Ended(tmp_path / "logged-out.json", lambda: 0.0)
+    assert all(name in again for name in names)

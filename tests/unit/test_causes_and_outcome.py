@@ -156,3 +156,21 @@ def test_a_disk_that_fills_while_a_model_is_fetched_is_not_called_bad_input(monk
     assert weights._unusable(full, "The model", local=False) is None  # it speaks for itself...
     assert classify(full, {}).cause is Cause.DISK_FULL  # ... as this
     assert weights._unusable(OSError("no such file"), "The model", local=True) is not None
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"end": "won"}, {"end": None}, {"end": "failed"}, {"end": "failed", "cause": "envy"}, {"end": "succeeded", "metrics": [1]},
+        {"end": "succeeded", "metrics": {"loss": math.nan}}, {"end": "checked", "learned": {"peak_vram_bytes": "much"}}, {"end": ["failed"]},
+        {"end": "failed", "cause": "oom_gpu", "message": 5}, {},
+    ],
+)  # fmt: skip
+def test_what_is_no_result_counts_as_none(forged: dict[str, Any]) -> None:
+    outcome = judge(fence=7, result={"fence": 7, **forged}, exit=Exit(fence=7, signal=9))
+    assert (outcome.end, outcome.cause) == (End.FAILED, Cause.SIGNAL)
+
+
+def test_halves_of_characters_do_not_reach_the_queue() -> None:
+    left = {"fence": 7, "end": "failed", "cause": "user_error", "message": "no file \udcff", "hint": ""}
+    assert judge(fence=7, result=left, exit=None).message == "no file ?"

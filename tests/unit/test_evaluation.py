@@ -18,6 +18,7 @@ from jobs.evaluation import basis, differences, includes, is_exact, is_telling, 
 from jobs.fitting import what_fits
 from jobs.model_facts import read_model
 from jobs.questions import Item, fingerprint, in_batches, item
+from jobs.rundir import write_json
 from jobs.spec import InvalidSpec, dump, parse
 
 
@@ -226,6 +227,16 @@ def test_the_content_of_a_task_folder_is_written_down(tmp_path: Path) -> None:
     (tmp_path / "__pycache__").mkdir()
     (tmp_path / "__pycache__/own.pyc").write_text("made by running it")
     assert environment.comparable({"kind": "evaluate"}, {"task_path": str(tmp_path)})["inputs"]["task_path"] in seen
+
+
+def test_a_model_that_knows_nothing_has_numbers_that_can_be_written(tmp_path: Path) -> None:
+    rows = [
+        {"index": at, "loss": 400.0 + 90 * at, "tokens": 3, "correct": 0, "all_loss": 400.0, "all_tokens": 4}
+        for at in range(3)
+    ]
+    told = summary(rows)
+    assert told["perplexity"] > 1e200 and told["perplexity_stderr"] is None and told["eval_loss_stderr"] > 0
+    write_json(tmp_path / "results.json", told)
 
 
 # -- what it needs ------------------------------------------------------------------------------------------------------
