@@ -10,7 +10,7 @@ from daemon.night.records import Records
 from daemon.night.verdict import verdict
 from daemon.wording import energy, telling_metric
 from jobs.metrics import is_finite
-from jobs.model import Job, State
+from jobs.model import End, Job, State
 
 #: So many jobs are listed; of a longer night the failed and the latest ones.
 MOST_RAN = 200
@@ -126,7 +126,7 @@ def _waits(records: Records) -> Waits:
 
 def _ran(records: Records) -> list[Ran]:
     """What failed, then what runs, then the rest; the latest first."""
-    seen = dict.fromkeys(job.id for job, _ in records.runs())
+    seen = dict.fromkeys(job.id for job, run in records.runs() if run.end is not End.CHECKED)
     ended = {job.id for job in records.ended(State.SUCCEEDED, State.FAILED)}
     jobs = [job for job in records.jobs if job.id in seen or job.id in ended]
     order = {State.FAILED: 0, State.RUNNING: 1}

@@ -55,6 +55,16 @@ def test_a_night_in_which_all_went_well_is_green_and_says_so() -> None:
     assert [lane.busy_ratio for lane in found.lanes] == [1.0, 1.0]
 
 
+def test_a_job_that_was_only_checked_has_not_run() -> None:
+    checked, at_it = job(1, 0, 0.1), job(2, 9)
+    passed = replace(checked.attempts[0], preflight=True, end=End.CHECKED)
+    waits = replace(checked, attempts=(passed,), state=State.QUEUED, outcome=None, finished_at=None)
+    at_it = replace(at_it, attempts=(replace(at_it.attempts[0], preflight=True),))
+    found = night(told(waits, at_it))
+    assert [ran.job for ran in found.ran] == ["2"]
+    assert [block.name for block in found.lanes[0].blocks] == ["preflight of job 1", "preflight of job 2"]
+
+
 def test_a_failure_needs_somebody_and_is_red() -> None:
     found = night(told(whole(1), whole(2, "GPU-b", cause=Cause.BAD_INPUT, message="row 7 is no JSON\nmore")))
     assert found.verdict.colour is Colour.RED
