@@ -14,7 +14,20 @@ from daemon.plan import Facts
 from daemon.preflights import told
 from daemon.tariff import tokens_of
 from daemon.unused import unused_gpu
-from jobs.model import Attempt, Cause, End, Job, Outcome, Priority, Progress, State, Wish, WishKind
+from jobs.model import (
+    Attempt,
+    Cause,
+    Condition,
+    End,
+    Job,
+    Outcome,
+    Priority,
+    Progress,
+    State,
+    Wish,
+    WishKind,
+    dependency,
+)
 from jobs.preview import Preview
 
 #: These belong together: the moment and the place of the highest temperature.
@@ -235,7 +248,9 @@ class JobView(JobSummary):
             estimate=dict(job.estimate),
             parallel=ParallelView.of(job.parallel),
             held=job.held,
-            after=list(job.after),
+            after=[
+                text for text in job.after if dependency(text)[1] is not Condition.CHECKED
+            ],  # that one is the queue's own
             not_before=moment_or_none(job.not_before),
             window=job.window,
             attempt=job.attempt,

@@ -140,7 +140,8 @@ def test_an_edit_of_the_work_asks_for_another_one_and_an_edit_of_the_rest_does_n
 
 def test_one_that_waits_for_anothers_stays_so_until_its_own_work_changes(client: TestClient, store: Store) -> None:
     first, other = sweep(client, learning_rate=[1e-4, 2e-4])
-    client.patch(f"{JOBS}/{other}", json={"notify": "end"})
+    shown = client.get(f"{JOBS}/{other}").json()["after"]
+    assert client.patch(f"{JOBS}/{other}", json={"notify": "end", "after": shown}).status_code == 200
     assert store.get(other).after == (f"checked:{first}",)
     client.patch(f"{JOBS}/{other}", json={"lora": {"r": 64}})
     assert store.get(other).after == () and store.get(other).preflight_due
