@@ -11,8 +11,8 @@ from api.files import NoSuchFile, open_beneath
 from api.job_panel import Panel
 from api.svg import Series, chart, named_ticks
 from api.wording import number
-from jobs.cell_table import HEAD, LEGEND, Table, tables
 from jobs.cells import MEASURED, cell_of, is_row, variant_words
+from jobs.cells.table import HEAD, LEGEND, Table, tables
 from jobs.model import Job
 from jobs.rundir import RunDir, run_dir
 from jobs.spec.benchmark import MOST_CELLS

@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import torch  # noqa: TID253
 
-from jobs import cell_table, cells, environment, model_facts, weights
-from jobs.cells import DOES_NOT_FIT, NOT_RUN, Cell, cell_of, least_s, measured_row, plan, unmeasured_row
+from jobs import cells, environment, model_facts, weights
+from jobs.cells import DOES_NOT_FIT, NOT_RUN, Cell, cell_of, least_s, measured_row, plan, table, unmeasured_row
+from jobs.cells.measure import Meter
 from jobs.energy_counter import EnergyCounter, uuid_of_this_process
 from jobs.estimate import inference_bytes
 from jobs.log import clock_time, say
-from jobs.measure import Meter
 from jobs.model import Cause
 from jobs.model_facts import ModelFacts, NoFacts
 from jobs.run import Interrupted, JobError, Run
@@ -178,14 +178,14 @@ class Benchmark:
             f"- {self._spec['new_tokens']} new tokens, {self._spec['repeats']} repeats after one that warms up"
         )
         facts.append(f"- torch {torch.__version__}, transformers {version('transformers')}, its own generate(), greedy")
-        return cell_table.markdown("How it runs", facts, self._rows)
+        return table.markdown("How it runs", facts, self._rows)
 
 
 def _row_words(row: Mapping[str, Any]) -> str:
     size = f"batch {row['batch_size']}, prompt {row['prompt_length']}"
     if row["state"] != cells.MEASURED:
-        return f"{size}: {cell_table.reason(row)}"
-    first, rate = cell_table.wait(row["ttft_s"]), cell_table.short(row["decode_tokens_per_s"])
+        return f"{size}: {table.reason(row)}"
+    first, rate = table.wait(row["ttft_s"]), table.short(row["decode_tokens_per_s"])
     return f"{size}: first token after {first}, then {rate} tokens/s, {cells.peak_bytes(row) / 2**30:.2f} GiB"
 
 

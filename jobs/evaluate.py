@@ -11,13 +11,13 @@ from typing import Any
 
 import torch  # noqa: TID253
 
-from jobs import environment, evaluation, harness, measuring, weights
+from jobs import environment, evaluation, weights
 from jobs.data import sha256_of
-from jobs.evaluation import DEFINITION, MEASURED_ON
+from jobs.evaluation import DEFINITION, MEASURED_ON, harness, measuring
+from jobs.evaluation.questions import Item, fingerprint, in_batches, read_items
 from jobs.log import clock_time, say
 from jobs.metrics import is_finite
 from jobs.model import Cause
-from jobs.questions import Item, fingerprint, in_batches, read_items
 from jobs.rows_file import Row, RowsFile
 from jobs.run import Interrupted, JobError, Run
 from jobs.rundir import keep_json_lines, write_json

@@ -4,7 +4,7 @@ from jobs.estimate.facts import Estimate, Facts, Json
 from jobs.estimate.inference import inference_parts
 from jobs.estimate.memory import USUAL_BYTES_PER_TOKEN, Batch, at_most, row_tokens, width_of
 
-#: Logits that an evaluation holds at once (jobs.scoring): 256 MiB in float32.
+#: Logits that an evaluation holds at once (jobs.evaluation.scoring): 256 MiB in float32.
 SCORING_TILE = 1 << 26
 
 

@@ -22,8 +22,8 @@ def measuring(*, quick: bool) -> Iterator[Figures]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from jobs.cells.measure import Meter
     from jobs.energy_counter import EnergyCounter
-    from jobs.measure import Meter
     from jobs.weights import Device
 
     torch.set_num_threads(1)

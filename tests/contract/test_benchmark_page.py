@@ -19,8 +19,8 @@ from api.cli import overnight
 from daemon.rig import Slot, cpu_slots
 from daemon.settings import Settings
 from daemon.store import Store
-from jobs.cell_table import markdown
 from jobs.cells import metrics
+from jobs.cells.table import markdown
 from jobs.model import End, Job, Outcome
 from jobs.rundir import append_json_line, run_dir, write_text
 from jobs.spec import parse

@@ -12,14 +12,15 @@ import torch
 from attempts import ended, finish, log, run_folder, start
 from until import until
 
-from jobs import scoring, snapshot
+from jobs import snapshot
 from jobs.encoding import encode
 from jobs.evaluate import work
-from jobs.questions import Item, in_batches
+from jobs.evaluation import scoring
+from jobs.evaluation.questions import Item, in_batches
+from jobs.evaluation.scoring import Scorer
 from jobs.rows_file import Row, RowsFile
 from jobs.run import JobError, Order, Run
 from jobs.rundir import RunDir, read_json, read_json_lines
-from jobs.scoring import Scorer
 from jobs.weights import Device
 
 ROWS = 9

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from api.benchmark_panel import rows_of
-from jobs.cell_table import HEAD, markdown, tables, texts
 from jobs.cells import (
     DOES_NOT_FIT,
     NOT_RUN,
@@ -20,6 +19,7 @@ from jobs.cells import (
     plan,
     unmeasured_row,
 )
+from jobs.cells.table import HEAD, markdown, tables, texts
 from jobs.direction import direction
 from jobs.spec import InvalidSpec, dump, parse
 

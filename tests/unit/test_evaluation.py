@@ -15,9 +15,9 @@ from jobs.data import DataReport
 from jobs.direction import direction
 from jobs.estimate import Estimate, Facts, estimate
 from jobs.evaluation import basis, differences, includes, is_exact, is_telling, measured, summary, worst
+from jobs.evaluation.questions import Item, fingerprint, in_batches, item
 from jobs.fitting import what_fits
 from jobs.model_facts import read_model
-from jobs.questions import Item, fingerprint, in_batches, item
 from jobs.rundir import write_json
 from jobs.spec import InvalidSpec, dump, parse
 

@@ -8,10 +8,10 @@ import torch  # noqa: TID253
 from transformers import GenerationConfig, StoppingCriteria  # noqa: TID253
 
 from jobs import evaluation, weights
-from jobs.questions import Item
+from jobs.evaluation.questions import Item
+from jobs.evaluation.scoring import Score, Scorer
 from jobs.rows_file import Row
 from jobs.run import Interrupted, Run
-from jobs.scoring import Score, Scorer
 
 #: A batch of answers that is on its way when the job is asked to stop may take that long; then it is left for the next attempt.
 STOP_PATIENCE_S = 20.0

@@ -11,8 +11,8 @@ import torch  # noqa: TID253
 
 from jobs.encoding import IGNORED
 from jobs.estimate import SCORING_TILE
+from jobs.evaluation.questions import Item
 from jobs.log import say
-from jobs.questions import Item
 from jobs.weights import Device
 
 #: Tokens on which the short way is held against the model's own.
