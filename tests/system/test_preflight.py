@@ -141,8 +141,13 @@ def test_one_on_two_slots_that_is_killed_comes_again_until_it_is_cancelled_and_l
 
     def ranks() -> set[int]:
         leader = rig.child("cpu:0")
-        found = until(lambda: children(leader)[1:] and children(leader), within_s=60, evidence=rig.evidence)
-        assert rig.job(job.id).in_preflight and set(found) <= set(rig.processes())
+
+        def marked() -> list[int]:  # one that is just being started cannot be read for a moment
+            found = children(leader)
+            return found if found[1:] and set(found) <= set(rig.processes()) else []
+
+        found = until(marked, within_s=60, evidence=rig.evidence)
+        assert rig.job(job.id).in_preflight
         return {leader, *found}
 
     def are_gone(pids: set[int]) -> None:
