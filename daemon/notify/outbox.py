@@ -206,7 +206,7 @@ class Outbox:
             try:
                 yield self._database
                 self._database.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # whatever it was: half of it must not stay
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise

@@ -63,7 +63,7 @@ class Vllm:
             told = self._answer(LOAD_S)
             if "ready" not in told:
                 raise Unsupported(self._last_words(told))
-        except BaseException:
+        except BaseException:  # a stop, too: what was started is ended with it
             self.__exit__()
             raise
         self.name = f"vLLM {told['ready']}"

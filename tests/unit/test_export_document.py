@@ -28,7 +28,7 @@ def test_a_job_brings_its_base() -> None:
         ({"model": "m"}, "to: merged needs something to merge"),
         ({"model": "m", "to": []}, "to"),
         ({"model": "m", "to": ["onnx"]}, "to.0"),
-        ({"adapter": "/a/b"}, "model"),
+        ({"adapter": "/a/b"}, "model: is missing: only an adapter of job:N"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(document: dict[str, Any], words: str) -> None:
